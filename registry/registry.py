@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from registry.blobs import BlobStore
-from registry.errors import BlobError, Disconnected, Interrupted, NotFound, RegistryMissing
+from registry.errors import BlobError, Disconnected, Interrupted, NotFound, RegistryError, RegistryMissing
 from registry.names import escape_for_storage
 from registry.ownership import claim_store, require_own_store
 from registry.reads import analytics, api_keys, lineage, listings
@@ -31,6 +31,7 @@ from registry.schema.connections import (
 )
 from registry.sessions import read_session, write_session
 from registry.unit_of_work import UnitOfWork
+from registry.unreferenced import delete_unreferenced
 from registry.writes import arrivals, streams
 from registry.writes.known_tasks import matching_tasks
 from registry.writes.stream_changes import NO_DATA
@@ -188,7 +189,8 @@ class Registry:
     def unit_of_work(self, *, exclusive: bool = False) -> Iterator[UnitOfWork]:
         """Open a transaction: committed at the end of the block, rolled back on any exception.
 
-        Blobs are stored before their rows: a blob without a row is harmless, a row without its blob is not.
+        Blobs are stored before their rows, and deleted after them: a blob without a row is harmless, a row without its
+        blob is not.
 
         Args:
             exclusive: Wait until no other unit is open, and block new ones.
@@ -202,7 +204,12 @@ class Registry:
         """
         self.claim_store()
         with write_session(self.engine, exclusive=exclusive) as session:
-            yield UnitOfWork(session, self.blobs)
+            unit = UnitOfWork(session, self.blobs)
+            yield unit
+        try:
+            delete_unreferenced(self.engine, self.blobs, unit.dropped_blobs)
+        except RegistryError as error:  # the unit is committed all the same
+            log.info("blobs are left to `continual gc`: %s", error)
 
     def require_own_store(self) -> None:
         """Check, writing nothing, that the blob store is not another registry's.
@@ -308,7 +315,7 @@ class Registry:
             NotFound: There is no such arrival.
             NothingToDo: It is learned or cancelled already.
         """
-        self.write_with_retry(lambda unit: arrivals.cancel(unit.session, number))
+        self.write_with_retry(lambda unit: unit.drop_blobs(arrivals.cancel(unit.session, number)))
 
     def retry_arrival(self, number: int) -> None:
         """Queue a failed or cancelled arrival again, in its old place.

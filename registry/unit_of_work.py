@@ -27,7 +27,6 @@ from registry.schema.connections import lock_name
 from registry.schema.score_tables import Confusion, ScoreRow
 from registry.schema.tables import (
     Backbone,
-    Checkpoint,
     Delta,
     Lineage,
     OutboxRow,
@@ -39,6 +38,7 @@ from registry.schema.tables import (
 )
 from registry.writes import streams
 from registry.writes.champion_rules import register_status
+from registry.writes.checkpoints import delete_checkpoint
 from registry.writes.known_tasks import matching_tasks
 from registry.writes.stream_changes import NO_DATA
 
@@ -53,11 +53,13 @@ class UnitOfWork:
     Attributes:
         session: The transaction's session.
         blobs: The blob store.
+        dropped_blobs: Digests that a deleted or changed row referenced.
     """
 
     def __init__(self, session: Session, blobs: BlobStore) -> None:
         self.session = session
         self.blobs = blobs
+        self.dropped_blobs: set[str] = set()
 
     def add_backbone(self, record: BackboneRecord) -> None:
         """Register a backbone, unless its fingerprint is registered."""
@@ -173,6 +175,10 @@ class UnitOfWork:
                     f"blob {digest} is not stored at {redact(self.blobs.path(digest))}. Put it there first."
                 )
 
+    def drop_blobs(self, digests: Iterable[str | None]) -> None:
+        """Delete blobs after the commit, those that no other row references; None is ignored."""
+        self.dropped_blobs.update(digest for digest in digests if digest is not None)
+
     def add_scores(self, delta: str, scores: Iterable[Score]) -> None:
         """Add scores to a delta; a score with the same stream, mode, split, metric and step is replaced."""
         rows = tuple(scores)
@@ -211,7 +217,7 @@ class UnitOfWork:
         return True
 
     def mark_learned(self, stream: str, number: int, *, delta: str, holder: str | None = None) -> None:
-        """Mark a position as learned by `delta`, and drop its checkpoint.
+        """Mark a position as learned by `delta`, and delete its checkpoint.
 
         Args:
             stream: The stream's name.
@@ -231,7 +237,7 @@ class UnitOfWork:
             )
         position.state, position.task_id, position.delta_id = "learned", row.task_id, row.id
         position.holder = position.lease_until = position.error = None
-        self.session.execute(delete(Checkpoint).where(Checkpoint.position_id == position.id))
+        self.drop_blobs(delete_checkpoint(self.session, position))
         self._enqueue_stream(position, stream)
 
     def mark_failed(self, stream: str, number: int, *, error: str, holder: str | None = None) -> None:

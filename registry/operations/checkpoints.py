@@ -2,14 +2,14 @@
 
 from typing import TypeVar
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, select
 
 from registry.errors import ClaimLost
-from registry.operations.garbage_collection import delete_unreferenced
 from registry.reads.lookups import position_row
 from registry.registry import Registry
 from registry.schema.tables import Checkpoint, Position, Stream
 from registry.unit_of_work import UnitOfWork
+from registry.writes.checkpoints import delete_checkpoint
 
 _Value = TypeVar("_Value", int, str)
 
@@ -31,20 +31,17 @@ def save_checkpoint(registry: Registry, stream: str, *, number: int, holder: str
     """
     digest = registry.blobs.put(data)
 
-    def work(unit: UnitOfWork) -> list[str]:
+    def work(unit: UnitOfWork) -> None:
         position = position_row(unit.session, stream, number=number)
         if position.holder != holder:
             raise ClaimLost(f"position {number} of {stream!r} is no longer held by {holder}. Claim it again.")
         unit.require_blobs(digest)
-        is_of_position = Checkpoint.position_id == position.id
-        previous = unit.session.scalars(select(Checkpoint.digest).where(is_of_position)).all()
-        unit.session.execute(delete(Checkpoint).where(is_of_position))
+        unit.drop_blobs(delete_checkpoint(unit.session, position))
         unit.session.add(Checkpoint(position_id=position.id, epoch=epoch, digest=digest))
         if position.submitted_at is not None:  # progress: earlier deaths no longer count
             position.attempts = 1
-        return [old_digest for old_digest in previous if old_digest != digest]
 
-    delete_unreferenced(registry, registry.write_with_retry(work))
+    registry.write_with_retry(work)
 
 
 def load_checkpoint(registry: Registry, stream: str, *, number: int) -> bytes | None:

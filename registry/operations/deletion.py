@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound, TaskNeeded
 from registry.holders import is_alive
-from registry.operations.garbage_collection import delete_unreferenced
 from registry.reads.blob_references import referenced_by
 from registry.reads.lookups import task_row
 from registry.registry import Registry
@@ -20,6 +19,7 @@ from registry.schema.score_tables import Confusion, ScoreRow
 from registry.schema.strategy_tables import StrategyRun
 from registry.schema.tables import Checkpoint, Delta, Event, Lineage, OutboxRow, Position, Signature, Split, Task
 from registry.unit_of_work import UnitOfWork
+from registry.unreferenced import delete_unreferenced
 from registry.writes.arrivals import cancel_and_forget
 from registry.writes.events import record_event
 from registry.writes.streams import redact_tasks
@@ -46,7 +46,7 @@ def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> d
         row = _lock_task(unit.session, task)
         versions = _versions(unit.session, row)
         digests = _make_tombstones(unit, row, versions, reason=reason)
-    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry, digests))}
+    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry.engine, registry.blobs, digests))}
 
 
 def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> dict[str, int]:
@@ -75,7 +75,7 @@ def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> 
         digests = _make_tombstones(unit, row, versions, reason=reason)
         for version in _unreferenced(unit.session, versions):
             _delete_version(unit.session, version)
-    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry, digests))}
+    return {"versions": len(versions), "blobs": len(delete_unreferenced(registry.engine, registry.blobs, digests))}
 
 
 def _lock_task(session: Session, name: str) -> Task:

@@ -3,7 +3,6 @@
 from sqlalchemy import select
 
 from registry.errors import ClaimLost, NotFound
-from registry.operations.garbage_collection import delete_unreferenced
 from registry.reads.lookups import stream_row
 from registry.reads.mapping import stored_strategy
 from registry.registry import Registry
@@ -27,13 +26,13 @@ def start_strategy_run(registry: Registry, record: StrategyRecord, *, restart: b
         NotFound: The stream is not registered.
     """
 
-    def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
-        stream, dropped = stream_row(unit.session, record.stream), []
+    def work(unit: UnitOfWork) -> StoredStrategy:
+        stream = stream_row(unit.session, record.stream)
         is_of_strategy = (StrategyRun.stream_id == stream.id, StrategyRun.strategy == record.strategy)
         unfinished = select(StrategyRun).where(*is_of_strategy, StrategyRun.finished_at.is_(None))
         for old_run in unit.session.scalars(unfinished):
             if restart or old_run.recipe != record.recipe:
-                dropped += [old_run.state] if old_run.state else []
+                unit.drop_blobs([old_run.state])
                 unit.session.delete(old_run)
         unit.session.flush()
         run = unit.session.scalar(select(StrategyRun).where(*is_of_strategy, StrategyRun.recipe == record.recipe))
@@ -42,11 +41,9 @@ def start_strategy_run(registry: Registry, record: StrategyRecord, *, restart: b
             run = StrategyRun(stream=stream, tasks=list(record.tasks), steps=[], **values)
             unit.session.add(run)
             unit.session.flush()
-        return stored_strategy(run), dropped
+        return stored_strategy(run)
 
-    stored, dropped = registry.write_with_retry(work)
-    delete_unreferenced(registry, dropped)
-    return stored
+    return registry.write_with_retry(work)
 
 
 def save_strategy_step(
@@ -69,7 +66,7 @@ def save_strategy_step(
     """
     digest = None if state is None else registry.blobs.put(state)
 
-    def work(unit: UnitOfWork) -> tuple[StoredStrategy, list[str]]:
+    def work(unit: UnitOfWork) -> StoredStrategy:
         row = _run(unit, run.id)
         if len(row.steps) != len(run.steps):
             raise ClaimLost(
@@ -80,17 +77,15 @@ def save_strategy_step(
         values = {"number": step.number, "seconds": step.seconds, "parameters": step.parameters, "bytes": step.bytes}
         scores = [StrategyScore(**vars(score)) for score in step.scores]
         row.steps.append(StrategyStep(scores=scores, **values))
-        replaced = [row.state] if row.state not in (None, digest) else []
+        unit.drop_blobs([row.state])
         row.state = digest
         if state is None:
             row.finished_at = now()
             unit.enqueue_message("stream", run.stream)
         unit.session.flush()
-        return stored_strategy(row), [old_digest for old_digest in replaced if old_digest]
+        return stored_strategy(row)
 
-    stored, replaced = registry.write_with_retry(work)
-    delete_unreferenced(registry, replaced)
-    return stored
+    return registry.write_with_retry(work)
 
 
 def note_strategy_run(unit: UnitOfWork, run_id: int, mlflow_run: str) -> None:

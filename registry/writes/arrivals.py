@@ -8,13 +8,13 @@ one exists.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, literal_column, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, case, func, literal_column, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from registry.errors import NotFound, NothingToDo
@@ -24,7 +24,8 @@ from registry.reads.pagination import paginate
 from registry.records import PositionState
 from registry.schema.base import database_now
 from registry.schema.connections import lock_name
-from registry.schema.tables import CLAIMABLE, Checkpoint, Delta, Position, Stream
+from registry.schema.tables import CLAIMABLE, Delta, Position, Stream
+from registry.writes.checkpoints import delete_checkpoint
 from tasks.errors import InputError
 from tasks.spec import Stream as StreamSpec
 
@@ -176,8 +177,11 @@ def _peek_next(session: Session, backbones: Collection[str], *, skipped: Collect
     )
 
 
-def cancel(session: Session, number: int) -> None:
+def cancel(session: Session, number: int) -> Sequence[str]:
     """Cancel an arrival; its holder loses the claim and learns of that at its next heartbeat.
+
+    Returns:
+        The digest of its checkpoint's blob, or nothing.
 
     Raises:
         NotFound: There is no such arrival.
@@ -186,14 +190,14 @@ def cancel(session: Session, number: int) -> None:
     arrival = arrival_row(session, number)
     if arrival.state in FINAL_STATES:
         raise NothingToDo(f"arrival {number} is {arrival.state} already. Archive or purge what was learned instead.")
-    cancel_and_forget(session, arrival)
+    return cancel_and_forget(session, arrival)
 
 
-def cancel_and_forget(session: Session, arrival: Position) -> None:
-    """Cancel an arrival and delete its checkpoint."""
+def cancel_and_forget(session: Session, arrival: Position) -> Sequence[str]:
+    """Cancel an arrival and delete its checkpoint; return the digest of the checkpoint's blob, or nothing."""
     arrival.state, arrival.retries, arrival.error = "cancelled", 0, None
     arrival.holder = arrival.lease_until = None
-    session.execute(delete(Checkpoint).where(Checkpoint.position_id == arrival.id))
+    return delete_checkpoint(session, arrival)
 
 
 def retry(session: Session, number: int) -> None:

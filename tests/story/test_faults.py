@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from continual import Learner
 from continual.callbacks import RunCallbacks
-from registry import current_process_id, find_damage, load_checkpoint
+from registry import collect_garbage, current_process_id, find_damage, load_checkpoint
 from registry.schema.tables import Checkpoint as CheckpointRow
 from tasks.errors import InputError
 from tests.helpers.claims import claim_position
@@ -101,6 +102,7 @@ def test_a_resumed_task_keeps_its_method_and_start(
     assert [task["parents"] for task in actual["per_task"]] == [task["parents"] for task in report["per_task"]]
     assert learner.registry.delta("mood@1").tried
     assert load_checkpoint(learner.registry, "core", number=1) is None
+    assert collect_garbage(learner.registry, older_than=timedelta(0), dry_run=True) == []
     assert find_damage(learner.registry) == []
 
 

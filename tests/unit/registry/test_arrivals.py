@@ -42,6 +42,15 @@ def test_claims_follow_priority_then_age_and_failures_come_last(registry: Regist
     assert (take(registry), take(registry)) == (3, None)
 
 
+def test_a_cancelled_arrival_leaves_no_checkpoint(registry: Registry) -> None:
+    registry.submit(task("a"))
+    number = take(registry)
+    assert number
+    save_checkpoint(registry, ARRIVAL_STREAM, number=number, holder=HERE, epoch=1, data=b"state")
+    registry.cancel_arrival(number)
+    assert [*registry.blobs.iterate()] == []
+
+
 @settings(max_examples=15)
 @given(submitted=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-2, 2)), max_size=8))
 def test_arrivals_of_one_task_are_claimed_in_order_of_arrival(

@@ -13,11 +13,15 @@ import pytest
 from sqlalchemy import select
 
 from registry import (
+    BlobError,
+    BlobStore,
     ClaimLost,
     NotFound,
     Registry,
+    StoredBlob,
     checkpoint_epoch,
     claim_next,
+    collect_garbage,
     current_process_id,
     find_damage,
     heartbeat,
@@ -255,6 +259,44 @@ def test_a_checkpoint_belongs_to_its_holder_and_is_deleted_when_learned(registry
     with registry.unit_of_work() as unit:
         unit.mark_learned("core", 0, delta="sst2@1")
     assert load_checkpoint(registry, "core", number=0) is None
+    assert [blob.bytes for blob in garbage(registry)] == [len(b"late")]
+    assert find_damage(registry) == []
+
+
+def test_a_blob_that_another_row_references_outlives_the_checkpoint(registry: Registry) -> None:
+    assert claim_position(registry, "core", number=0, holder=FAR)
+    save_checkpoint(registry, "core", number=0, holder=FAR, epoch=1, data=b"values")
+    learn(registry, "sst2", digest=registry.blobs.put(b"values"))
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
+    assert find_damage(registry) == []
+
+
+def test_a_checkpoints_blob_is_deleted_after_the_commit_or_left_to_garbage_collection(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert claim_position(registry, "core", number=0, holder=FAR)
+    save_checkpoint(registry, "core", number=0, holder=FAR, epoch=1, data=b"state")
+    learn(registry, "sst2")
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_learned(registry)
+    assert load_checkpoint(registry, "core", number=0) == b"state"
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobStore, "delete", lambda *_, **__: (_ for _ in ()).throw(BlobError("no permission")))
+        with registry.unit_of_work() as unit:
+            unit.mark_learned("core", 0, delta="sst2@1")
+    assert load_checkpoint(registry, "core", number=0) is None
+    assert [blob.bytes for blob in garbage(registry)] == [5]
+
+
+def interrupt_learned(registry: Registry) -> None:
+    with registry.unit_of_work() as unit:
+        unit.mark_learned("core", 0, delta="sst2@1")
+        raise KeyboardInterrupt
+
+
+def garbage(registry: Registry) -> list[StoredBlob]:
+    return collect_garbage(registry, older_than=timedelta(0), dry_run=True)
 
 
 # Routed scores
