@@ -24,9 +24,11 @@ from continual.streams.migration.plan import plan_migration
 from continual.streams.position_learner import learn_task
 from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
-from registry import Registry
+from registry import Champion, Registry
 from tasks import Stream, TaskSpec
 from tasks.errors import InputError
+
+_PredictorSettings = tuple[tuple[Champion, ...], str, float]  # champions, router, false abstentions
 
 
 @final
@@ -50,6 +52,7 @@ class Learner:
         self.backbone = backbone
         self.registry = registry
         self.locations = locations
+        self._predictor: tuple[_PredictorSettings, Predictor] | None = None  # of the last call of `predict`
 
     @classmethod
     def open(
@@ -281,8 +284,25 @@ class Learner:
             InputLineError: A row is no input.
             NotFound: A task has no delta on this backbone.
         """
-        predictor = Predictor(self.backbone, self.registry, router=router, false_abstentions=false_abstentions)
+        predictor = self._current_predictor(router, false_abstentions)
         return predict_rows(predictor, parse_rows(texts), task=task, at_least=at_least)
+
+    def _current_predictor(self, router: str, false_abstentions: float) -> Predictor:
+        """Return the predictor of the last call where champions and settings are the same, else a new one."""
+        settings = (self.registry.champions(self.backbone.fingerprint), router, false_abstentions)
+        previous_settings, previous = self._predictor or (None, None)
+        if previous and previous_settings == settings and previous.is_complete:
+            return previous
+        predictor = Predictor(
+            self.backbone,
+            self.registry,
+            serving=settings[0],
+            router=router,
+            false_abstentions=false_abstentions,
+            delta_cache=previous.delta_cache if previous else None,
+        )
+        self._predictor = settings, predictor
+        return predictor
 
     def report(self, stream: str) -> Document:
         """Return the score matrices and measures of a stream, oracle and routed, as JSON."""

@@ -17,6 +17,8 @@ from registry.redaction import redact
 from tasks.errors import InputError
 
 MARK = "registry.json"  # no path of a blob
+DERIVED = "derived"  # folder of files that can be computed again, each after the digest of its bytes
+DIGEST_BYTES = 32
 BLOB_PATH = re.compile(r"/([0-9a-f]{2})/(?:([0-9a-f]{62})|(\.[0-9a-f]{32}))$")
 
 # Object stores with atomic writes; renaming in them would be a copy and a delete.
@@ -148,6 +150,36 @@ class BlobStore:
     def holds_blobs(self) -> bool:
         """Return True if anything but drafts is stored."""
         return any(not blob.is_draft for blob in self.iterate())
+
+    def put_derived(self, name: str, data: bytes) -> None:
+        """Store a file that can be computed again, under a name of its own.
+
+        Raises:
+            BlobError: The store is full or not writable.
+        """
+        self._write(f"{self._root}/{DERIVED}/{name}", sha256(data).digest() + data)
+
+    def get_derived(self, name: str) -> bytes | None:
+        """Return the bytes of a derived file; None where it is missing or damaged.
+
+        Raises:
+            BlobError: The store cannot be read.
+        """
+        place = f"{self._root}/{DERIVED}/{name}"
+        with _translate_errors("read", place), suppress(FileNotFoundError):
+            data: bytes = self._files.cat_file(place)
+            content = memoryview(data)[DIGEST_BYTES:]
+            return bytes(content) if sha256(content).digest() == data[:DIGEST_BYTES] else None
+        return None
+
+    def iterate_derived(self) -> Iterator[StoredBlob]:
+        """Yield all derived files, and drafts of them."""
+        folder = f"{self._root}/{DERIVED}"
+        with _translate_errors("list", folder):
+            for place, info in self._files.find(folder, detail=True).items():
+                with suppress(FileNotFoundError):
+                    name = place.rpartition(f"/{DERIVED}/")[2]
+                    yield StoredBlob(name, place, int(info["size"]), self._files.modified(place))
 
     @property
     def mark_path(self) -> str:

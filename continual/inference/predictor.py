@@ -13,14 +13,13 @@ from continual.features.tokens import tokenize
 from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, cache_key, registry_loader
 from continual.inference.opinions import DeltaQuery, FailedAnswer, query_deltas
 from continual.kinds import Answer, TokenCallback
-from continual.routing import Decision, Opinion, Router, RoutingStatistics, choose_tasks, rule_names
-from continual.routing.stored_router import load_router
+from continual.routing import Decision, Opinion, Router, choose_tasks, rule_names
+from continual.routing.stored_router import LoadedRouter, load_router
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry, not_found
 from tasks import Text
 from tasks.errors import InputError
 
-_Routing = tuple[Router, Mapping[str, RoutingStatistics]]
 ABSTAIN_CANDIDATES = 3  # nearest tasks that are named for an input of no task
 
 
@@ -93,6 +92,7 @@ class Predictor:
         router: Name of a rule of `ROUTERS`, or `auto`.
         false_abstentions: Share of the inputs of known tasks that may be abstained on; 0 never abstains.
         slots: Number of deltas on the device.
+        delta_cache: Deltas to share with a predictor that is not used any more.
         previous: A predictor to replace. Its delta cache is shared, and its router used until `build_router` is called,
             if all tasks of that router are served here too. Only one of the two may predict at a time.
 
@@ -110,18 +110,21 @@ class Predictor:
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTION_RATE,
         slots: int = DEVICE_SLOTS,
+        delta_cache: DeltaCache | None = None,
         previous: "Predictor | None" = None,
     ) -> None:
         self._backbone, self._registry = backbone, registry
         champions = registry.champions(backbone.fingerprint) if serving is None else serving
         self._champions = {champion.task: champion for champion in champions}
         self.delta_cache: DeltaCache = (
-            previous.delta_cache if previous else DeltaCache(backbone, registry_loader(registry), slots=slots)
+            delta_cache
+            or (previous and previous.delta_cache)
+            or DeltaCache(backbone, registry_loader(registry), slots=slots)
         )
         rule_names(router)  # raises where there is no such router
         self._router_kind, self._false_abstentions = router, false_abstentions
-        self._routing: _Routing | None = previous._routing if previous else None
-        if self._routing and not self._champions.keys() >= set(self._routing[0].tasks):
+        self._routing: LoadedRouter | None = previous._routing if previous else None
+        if self._routing and not self._champions.keys() >= set(self._routing.router.tasks):
             self._routing = None
         if not self._champions:
             raise InputError(
@@ -183,6 +186,11 @@ class Predictor:
         """Build the router now instead of at its first use; raise InputError where no task can be routed to."""
         self._routing = self._load_router()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the router, where it is built, is of all tasks as far as they can ever be routed to."""
+        return self._routing is None or self._routing.complete
+
     def load_delta(self, task: str) -> Delta:
         """Return a task's delta, from the cache or the registry.
 
@@ -193,7 +201,8 @@ class Predictor:
         return self.delta_cache.get(cache_key(self._champion(task)))
 
     def _predict_routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
-        router, statistics = self._routing = self._routing or self._load_router()
+        self._routing = self._routing or self._load_router()
+        router, fit_statistics = self._routing.router, self._routing.fit_statistics
         max_length = max(map(self._max_length, self._champions))
         frozen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=max_length))
 
@@ -201,10 +210,9 @@ class Predictor:
             queries = {}
             for number, inputs in inputs_of_task.items():
                 name = router.tasks[number]
-                length, task_statistics = self._max_length(name), statistics.get(name)
+                length = self._max_length(name)
                 reusable = frozen.take(inputs) if length == max_length else None  # only where truncated alike
-                evidence = task_statistics.evidence if task_statistics else None
-                queries[name] = DeltaQuery([texts[i] for i in inputs], length, evidence, reusable)
+                queries[name] = DeltaQuery([texts[i] for i in inputs], length, fit_statistics(name), reusable)
             opinions = self._query(queries)
             return {number: opinions[router.tasks[number]] for number in inputs_of_task}
 
@@ -289,7 +297,7 @@ class Predictor:
         """Return the number of tokens that the task's texts were truncated to in training."""
         return int(self._champions[task].budget["max_length"])
 
-    def _load_router(self) -> _Routing:
+    def _load_router(self) -> LoadedRouter:
         routing = load_router(self._registry, self._backbone, self._champions, kind=self._router_kind)
         if routing is None:
             raise InputError(

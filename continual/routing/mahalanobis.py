@@ -11,7 +11,6 @@ Shapes: N inputs, M width of features, L leading features, C classes of all task
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,40 +37,26 @@ class Mahalanobis:
         weight: w = C⁻¹ μ [L, C].
         bias: b = −½ μᵀ C⁻¹ μ [C].
         task_of_class: Number [C] of each class's task.
-        totals: Sums over tasks that the rule is solved from.
-        shrinkage: Shrinkage of the covariance.
+        square: C⁻¹ − C₀⁻¹ [L, L].
+        slope: C₀⁻¹ μ₀ [L].
+        constant: ½ μ₀ᵀ C₀⁻¹ μ₀, a scalar.
     """
 
     weight: Tensor
     bias: Tensor
     task_of_class: Tensor
-    totals: AccumulatedMoments
-    shrinkage: float
+    square: Tensor
+    slope: Tensor
+    constant: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
         """Compute −½ d² [N, K] of features [N, M], without the term xᵀ C⁻¹ x that all tasks share."""
-        return max_over_classes(self._class_scores(features), self.task_of_class)
+        return max_over_classes(_class_scores(features, self.weight, self.bias), self.task_of_class)
 
     def familiarity(self, features: Tensor) -> Tensor:
         """Compute −½ of the relative distance [N] of features [N, M] to their nearest class."""
-        square, slope, constant = self._relative
-        nearest, x = self._class_scores(features).amax(dim=1), features[:, : len(square)]
-        return nearest - 0.5 * ((x @ square) * x).sum(dim=1) - x @ slope + constant
-
-    def _class_scores(self, features: Tensor) -> Tensor:
-        return features[:, : len(self.weight)] @ self.weight + self.bias
-
-    @cached_property
-    def _relative(self) -> tuple[Tensor, Tensor, float]:
-        """C⁻¹ − C₀⁻¹ [L, L], C₀⁻¹ μ₀ [L] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
-        totals, num_tasks, size = self.totals, len(self.totals.tasks), len(self.weight)
-        centre = totals.total[:size] / num_tasks
-        moment = totals.moment[:size, :size] / num_tasks
-        spread = without_rounding(moment - torch.outer(centre, centre), float(moment.trace()))
-        background = inverse_shrunk_covariance(spread, 1.0, self.shrinkage)
-        slope = background @ centre
-        square = inverse_shrunk_covariance(totals.within, num_tasks, self.shrinkage) - background
-        return square.float(), slope.float(), 0.5 * float(centre @ slope)
+        nearest, x = _class_scores(features, self.weight, self.bias).amax(dim=1), features[:, : len(self.square)]
+        return nearest - 0.5 * ((x @ self.square) * x).sum(dim=1) - x @ self.slope + self.constant
 
 
 def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | ClassMeanIndex:
@@ -86,18 +71,38 @@ def mahalanobis(totals: AccumulatedMoments, rows: HeldOutRows) -> Mahalanobis | 
     """
     if len(totals.task_of_class) > INDEX_THRESHOLD and len(totals.within) == len(totals.moment):
         return ClassMeanIndex(totals, SHRINKAGES[0])
-    rules = [_solve(totals, shrinkage) for shrinkage in SHRINKAGES]
-    return (
-        min(rules, key=lambda rule: calibrated_loss(rule.scores(rows.features), rows))
-        if len(rows.task_index)
-        else rules[0]
-    )
+    task_of_class = totals.task_of_class
+    solutions = {shrinkage: _solve(totals, shrinkage) for shrinkage in SHRINKAGES}
+
+    def loss(shrinkage: float) -> float:
+        scores = _class_scores(rows.features, *solutions[shrinkage])
+        return calibrated_loss(max_over_classes(scores, task_of_class), rows)
+
+    best = min(SHRINKAGES, key=loss) if len(rows.task_index) else SHRINKAGES[0]
+    return Mahalanobis(*solutions[best], task_of_class, *_relative(totals, best))
 
 
-def _solve(totals: AccumulatedMoments, shrinkage: float) -> Mahalanobis:
+def _class_scores(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return features[:, : len(weight)] @ weight + bias
+
+
+def _solve(totals: AccumulatedMoments, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Return the weights [L, C] and biases [C] of the classes."""
     means = totals.means[:, : len(totals.within)].double().T
     weight = torch.cholesky_solve(
         means, cholesky_factor(shrink_covariance(totals.within, len(totals.tasks), shrinkage))
     )
     bias = -0.5 * (weight * means).sum(dim=0)
-    return Mahalanobis(weight.float(), bias.float(), totals.task_of_class, totals, shrinkage)
+    return weight.float().contiguous(), bias.float()
+
+
+def _relative(totals: AccumulatedMoments, shrinkage: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return C⁻¹ − C₀⁻¹ [L, L], C₀⁻¹ μ₀ [L] and ½ μ₀ᵀ C₀⁻¹ μ₀."""
+    num_tasks, size = len(totals.tasks), len(totals.within)
+    centre = totals.total[:size] / num_tasks
+    moment = totals.moment[:size, :size] / num_tasks
+    spread = without_rounding(moment - torch.outer(centre, centre), float(moment.trace()))
+    background = inverse_shrunk_covariance(spread, 1.0, shrinkage)
+    slope = background @ centre
+    square = inverse_shrunk_covariance(totals.within, num_tasks, shrinkage) - background
+    return square.float().contiguous(), slope.float(), (0.5 * (centre @ slope)).float()

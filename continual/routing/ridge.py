@@ -70,4 +70,4 @@ def _solve(totals: AccumulatedMoments, size: int, penalty: float) -> Ridge:
     moment.diagonal().add_(penalty * (float(moment.diagonal().mean()) or 1.0))
     targets = (means * totals.shares.unsqueeze(1)).double().T
     weight = torch.cholesky_solve(targets, cholesky_factor(moment))
-    return Ridge(weight.float(), totals.task_of_class)
+    return Ridge(weight.float().contiguous(), totals.task_of_class)

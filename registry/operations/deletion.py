@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from registry.derived import delete_stale
 from registry.errors import NotFound, TaskNeeded
 from registry.holders import is_alive
 from registry.reads.blob_references import referenced_by
@@ -46,6 +47,7 @@ def purge_task(registry: Registry, task: str, *, reason: str | None = None) -> d
         row = _lock_task(unit.session, task)
         versions = _versions(unit.session, row)
         digests = _make_tombstones(unit, row, versions, reason=reason)
+    delete_stale(registry)
     return {"versions": len(versions), "blobs": len(delete_unreferenced(registry.engine, registry.blobs, digests))}
 
 
@@ -75,6 +77,7 @@ def delete_task(registry: Registry, task: str, *, reason: str | None = None) -> 
         digests = _make_tombstones(unit, row, versions, reason=reason)
         for version in _unreferenced(unit.session, versions):
             _delete_version(unit.session, version)
+    delete_stale(registry)
     return {"versions": len(versions), "blobs": len(delete_unreferenced(registry.engine, registry.blobs, digests))}
 
 

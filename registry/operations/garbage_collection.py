@@ -8,6 +8,7 @@ work, and a unit that references a blob first checks that it is stored.
 from datetime import timedelta
 
 from registry.blobs import StoredBlob
+from registry.derived import delete_stale, stale_files
 from registry.ownership import require_history
 from registry.registry import Registry
 from registry.unreferenced import delete_if_unreferenced, list_unreferenced
@@ -18,7 +19,7 @@ GRACE_PERIOD = timedelta(hours=1)
 def collect_garbage(
     registry: Registry, *, older_than: timedelta = GRACE_PERIOD, dry_run: bool = False
 ) -> list[StoredBlob]:
-    """Delete blobs that no row references and that were last put longer ago than `older_than`.
+    """Delete blobs that no row references and that were last put longer ago than `older_than`, and stale derived files.
 
     Age is measured by the store's clock, not by this host's.
 
@@ -41,6 +42,6 @@ def collect_garbage(
     with registry.read_session() as session:
         require_history(session, registry.blobs, old)
     if dry_run:
-        return list_unreferenced(registry.engine, old)
+        return list_unreferenced(registry.engine, old) + stale_files(registry)
     registry.claim_store()
-    return delete_if_unreferenced(registry.engine, registry.blobs, old, put_before=oldest)
+    return delete_stale(registry) + delete_if_unreferenced(registry.engine, registry.blobs, old, put_before=oldest)

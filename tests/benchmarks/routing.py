@@ -59,7 +59,7 @@ def of_stream(stream: Path, home: Path, strange_file: Path | None) -> dict[str, 
         served = {name: champions[name] for name in names}
         loaded_router = load_router(learner.registry, learner.backbone, served)
         assert loaded_router is not None
-        router, _ = loaded_router
+        router = loaded_router.router
         true_tasks = [name for data in loaded for name in [data.spec.name] * len(data.test)]
         texts = [text for data in loaded for text in data.test.texts]
         labels = [label for data in loaded for label in data.test.labels]
@@ -122,9 +122,9 @@ def _familiarity(learner: Learner, texts: Sequence[Text]) -> Tensor:
     """Compute the familiarity [N] of texts, as `Predictor` compares it with its threshold."""
     backbone, registry = learner.backbone, learner.registry
     champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
-    result = load_router(registry, backbone, champions)
-    assert result is not None
-    router, statistics = result
+    loaded = load_router(registry, backbone, champions)
+    assert loaded is not None
+    router = loaded.router
     predictor = Predictor(backbone, registry)
     features = frozen_features(backbone, tokenize(backbone, texts, max_length=_longest(champions)))
 
@@ -133,7 +133,7 @@ def _familiarity(learner: Learner, texts: Sequence[Text]) -> Tensor:
         for number, inputs in questions.items():
             name = router.tasks[number]
             length = int(champions[name].budget["max_length"])
-            query = DeltaQuery([texts[i] for i in inputs], length, statistics[name].evidence)
+            query = DeltaQuery([texts[i] for i in inputs], length, loaded.fit_statistics(name))
             result[number] = query_delta(backbone, predictor.load_delta(name), query)
         return result
 

@@ -18,8 +18,9 @@ from continual.features.tokens import tokenize
 from continual.inference.predictor import Predictor
 from continual.learning.verify import verify_home
 from continual.routing import RoutingStatistics
+from continual.routing.stored_router import load_router
 from continual.settings import resolve_locations
-from registry import Registry, purge_task
+from registry import BlobError, BlobStore, Registry, archive_delta, collect_garbage, promote_delta, purge_task
 from registry.schema.tables import Signature
 from tests.helpers.tiny_tasks import rows_of, write_task
 
@@ -163,3 +164,73 @@ def test_a_stream_of_identical_texts_is_routed(bert_folder: Path, tmp_path: Path
             answers = learner.predict(["the same words", "", "quite another text"], false_abstentions=0.0)
             assert all(answer.task in ("mood", "animals") for answer in answers)
             assert all(0 <= (answer.confidence or 0) <= 1 for answer in answers)
+
+
+def test_a_stored_router_answers_to_the_bit_as_the_one_that_was_built(
+    learner: Learner, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, blobs = [text for task in TASKS for text in rows_of(task, 4, seed=7).texts], learner.registry.blobs
+    built = learner.predict(texts)
+    (file,) = blobs.iterate_derived()
+    stored, place = Path(file.place).read_bytes(), Path(file.place)
+    monkeypatch.setattr("continual.routing.stored_router._build_router", None)  # not to be called
+    with open_home(bert_folder, tmp_path / "home") as other:
+        assert other.predict(texts) == learner.predict(texts) == built
+    monkeypatch.undo()
+    for damaged in (stored[:-1], b"", stored[:32] + stored[32:][::-1]):
+        place.write_bytes(damaged)
+        with open_home(bert_folder, tmp_path / "home") as other:
+            assert other.predict(texts) == built
+        assert place.read_bytes() == stored, "it is built again, and replaced"
+
+
+def test_a_learner_sees_each_change_of_the_champions(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["good", "a cat"]
+    loads: list[set[str]] = []
+
+    def load(registry: Registry, backbone: Any, champions: Any, **options: Any) -> Any:
+        loads.append(set(champions))
+        return load_router(registry, backbone, champions, **options)
+
+    monkeypatch.setattr("continual.inference.predictor.load_router", load)
+    learner.predict(texts)
+    learner.predict(texts)
+    assert loads == [{*TASKS}], "the second call uses the router of the first"
+    before = [*learner.registry.blobs.iterate_derived()]
+    archive_delta(learner.registry, "place@1")
+    assert {prediction.task for prediction in learner.predict(texts, false_abstentions=0)} <= {"animals", "mood"}
+    assert before != [*learner.registry.blobs.iterate_derived()], "what is out of date is deleted"
+    promote_delta(learner.registry, "place@1")
+    learner.predict(texts)
+    assert len([*learner.registry.blobs.iterate_derived()]) == 1
+    purge_task(learner.registry, "mood")
+    assert [*learner.registry.blobs.iterate_derived()] == [], "a purge leaves nothing that was learned of the task"
+    learner.predict(texts)
+    assert loads[1:] == [{"animals", "mood"}, {*TASKS}, {"animals", "place"}]
+    (file,) = learner.registry.blobs.iterate_derived()
+    learner.registry.blobs.put_derived("unknown/router", b"data")
+    assert [blob.name for blob in collect_garbage(learner.registry)] == ["unknown/router"]
+    assert [*learner.registry.blobs.iterate_derived()] == [file]
+
+
+def test_a_new_task_is_routed_to_by_the_same_learner(bert_folder: Path, tmp_path: Path) -> None:
+    text = rows_of("place", 1, seed=9).texts[0]
+    with open_home(bert_folder, tmp_path / "home") as learner:
+        for task in ("mood", "place"):
+            entry = write_task(tmp_path, task) | {"method": {"name": "lora", "rank": 2}, "budget": BUDGET}
+            (tmp_path / f"{task}.yaml").write_text(yaml.safe_dump(entry))
+            learner.learn(read_task(tmp_path / f"{task}.yaml"))
+            assert learner.predict([text], false_abstentions=0)[0].task == task
+
+
+def test_a_router_that_cannot_be_stored_is_built_all_the_same(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BlobError("no permission")
+
+    monkeypatch.setattr(BlobStore, "put_derived", refuse)
+    assert learner.predict(["good"], false_abstentions=0)[0].task in TASKS
+    assert [*learner.registry.blobs.iterate_derived()] == []
