@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tasks.columns import FileSchema, Table
 from tasks.data_files import arrow_schema, content_digest, csv_schema, json_columns, open_files
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, READER_OPTIONS, SPLITS, Source, Split
+
+REACH_SECONDS = 5.0  # within which the hub must answer
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def read_split(origin: SourceLocation, split: Split) -> Table:
             elif files := origin if origin.local else _folder_as_files(origin, split):
                 table = _read_local(files, split)
             else:
-                rows = datasets.load_dataset(**_hub_arguments(origin), split=origin.source.split_name(split))
+                with _offline_if_unreachable(origin):
+                    rows = datasets.load_dataset(**_hub_arguments(origin), split=origin.source.split_name(split))
                 table = Table(rows, origin.split_location(split))
     except DataError:
         raise
@@ -120,7 +124,8 @@ def _split_names(origin: SourceLocation) -> Sequence[str]:
             if origin.local:
                 return list(_folder_files(origin))
             arguments = _hub_arguments(origin)
-            return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
+            with _offline_if_unreachable(origin):
+                return list(datasets.get_dataset_split_names(arguments.pop("path"), arguments.pop("name"), **arguments))
     except DataError:
         raise
     except Exception as error:
@@ -153,6 +158,28 @@ def _folder_as_files(origin: SourceLocation, split: Split) -> SourceLocation | N
     return replace(origin, source=source)
 
 
+def _require_hub_id(origin: SourceLocation) -> None:
+    """Raise DataError for a path that is no builder and no folder, and that no dataset of the hub can have as its id.
+
+    The hub's client would try for a minute to reach it.
+    """
+    from datasets import packaged_modules
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    path = origin.source.path
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        builders = [*packaged_modules._PACKAGED_DATASETS_MODULES]
+        near = get_close_matches(path, builders, n=3) or LOCAL_BUILDERS
+        raise DataError(
+            f"task {origin.task!r}: path {path!r} is no builder of `datasets`, no folder at {origin.folder} and no id "
+            f"of a dataset on the hub (NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'); correct it, or use "
+            f"one of: {', '.join(near)}"
+        ) from None
+
+
 def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
     source = origin.source
     data_files: Any = source.data_files
@@ -162,6 +189,8 @@ def _hub_arguments(origin: SourceLocation) -> dict[str, Any]:
     elif origin.packaged:
         data_dir = origin.resolve_path(data_dir) if data_dir else None
         data_files = data_files and {name: _resolve_paths(origin, files) for name, files in data_files.items()}
+    else:
+        _require_hub_id(origin)
     optional = {"data_dir": data_dir, "revision": source.revision, "data_files": data_files}
     return {"path": path, "name": source.name} | {key: value for key, value in optional.items() if value is not None}
 
@@ -337,6 +366,27 @@ def _read_error(origin: SourceLocation, split: Split, error: Exception) -> DataE
             f"revision, or use your own files with path: {' | '.join(LOCAL_BUILDERS)} and data_files"
         )
     return DataError(f"{origin.split_location(split)}: cannot read {origin.source.path!r}: {reason}; {advice}")
+
+
+@contextmanager
+def _offline_if_unreachable(origin: SourceLocation) -> Iterator[None]:
+    """Use the hub's offline mode, and so an earlier download, where the hub does not answer one request.
+
+    Its client would try again for a minute first, at every step.
+    """
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    was_offline = constants.HF_HUB_OFFLINE
+    if not (was_offline or origin.packaged or origin.is_folder):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+        except httpx.TransportError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
 
 
 @contextmanager

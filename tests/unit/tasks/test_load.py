@@ -219,6 +219,26 @@ def test_an_unreachable_hub_is_an_error(tmp_path: Path) -> None:
         load_task(task, folder=tmp_path, seed=0)
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"it waits for {seconds} s"))
+    task = TaskSpec.model_validate({"name": "t", "source": {"path": "no/such"}, "text": "text", "label": "label"})
+    with pytest.raises(DataError, match=r"cannot read 'no/such': .*; a hub dataset needs the network"):
+        load_task(task, folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("path", "near"), [("js on", "json"), ("parquet!", "parquet"), ("a--b", "arrow, csv")])
+def test_a_path_that_is_no_hub_id_is_refused_at_once(tmp_path: Path, path: str, near: str) -> None:
+    task = TaskSpec.model_validate({"name": "t", "source": {"path": path}, "text": "text", "label": "label"})
+    with pytest.raises(DataError, match=f"path '{path}' is no builder .*; correct it, or use one of: {near}"):
+        load_task(task, folder=tmp_path, seed=0)
+
+
 def test_all_tasks_of_a_stream_are_checked_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines(tmp_path / "ok.jsonl", good(40))
     numbers = spec({"train": "ok.jsonl"}, kind="regression").model_copy(update={"name": "c"})
