@@ -165,7 +165,7 @@ def _require_hub_id(origin: SourceLocation) -> None:
     """
     from datasets import packaged_modules
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
 
     path = origin.source.path
     try:
