@@ -75,6 +75,7 @@ def warnings(registry: Registry) -> list[str]:
             _expired_leases(session),
             _leftover_checkpoints(session),
             _orphan_blobs(session, registry.blobs),
+            _damaged_derived_files(registry.blobs),
         )
         return [note for check in checks for note in _readable(check)]
 
@@ -201,6 +202,12 @@ def _leftover_checkpoints(session: Session) -> Iterator[str]:
     left_over = joined.join(Checkpoint, Checkpoint.position_id == Position.id).where(Position.state == "learned")
     for stream, number in session.execute(left_over.order_by(Position.id)):
         yield f"stream {stream}, position {number}: learned, and its checkpoint is still kept"
+
+
+def _damaged_derived_files(blobs: BlobStore) -> Iterator[str]:
+    for file in blobs.iterate_derived():
+        if blobs.get_derived(file.name) is None:
+            yield f"{redact(file.place)} is damaged: it is not used, and what it holds is computed again"
 
 
 def _orphan_blobs(session: Session, blobs: BlobStore) -> Iterator[str]:

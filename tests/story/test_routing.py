@@ -20,7 +20,7 @@ from continual.learning.verify import verify_home
 from continual.routing import RoutingStatistics
 from continual.routing.stored_router import load_router
 from continual.settings import resolve_locations
-from registry import BlobError, BlobStore, Registry, archive_delta, collect_garbage, promote_delta, purge_task
+from registry import BlobError, BlobStore, Registry, archive_delta, collect_garbage, promote_delta, purge_task, warnings
 from registry.schema.tables import Signature
 from tests.helpers.tiny_tasks import rows_of, write_task
 
@@ -179,6 +179,7 @@ def test_a_stored_router_answers_to_the_bit_as_the_one_that_was_built(
     monkeypatch.undo()
     for damaged in (stored[:-1], b"", stored[:32] + stored[32:][::-1]):
         place.write_bytes(damaged)
+        assert ["is damaged: it is not used" in line for line in warnings(learner.registry)] == [True]
         with open_home(bert_folder, tmp_path / "home") as other:
             assert other.predict(texts) == built
         assert place.read_bytes() == stored, "it is built again, and replaced"
