@@ -169,8 +169,10 @@ def publish_probe(registry: Registry) -> Iterator[RegistryProbe]:
 
     Raises:
         InputError: No other process can reach the registry, such as one in memory.
+        StoreMismatch: The blob store belongs to another registry.
     """
     registry.urls()
+    registry.claim_store()  # before the probe, which would look like a blob of another registry in a new one
     data, ended = uuid4().bytes, Event()
     digest = registry.blobs.put(data)
 

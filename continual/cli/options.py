@@ -84,22 +84,20 @@ class CommonOptions:
             create: Create it where there is none; otherwise one without rows, in memory, stands for it.
 
         Raises:
-            InputError: The home was named and is no folder, so that it is probably mistyped.
+            InputError: The home is not there, and folders of nearly its name hold a registry.
             RegistryMissing: There is none, though the blob store holds blobs.
         """
         places = self.locations
         if existing := Registry.open_existing(places.registry, places.blobs):
             return existing
-        if not create and self.home != DEFAULT_HOME and not places.home.exists():
-            raise InputError(f"there is no folder {places.home}{self._near_homes()}. Correct --home, or learn a task.")
+        if not create and not places.home.exists() and (near := self._near_homes()):
+            raise InputError(f"there is no folder {places.home}; near it are {', '.join(near)}. Correct --home.")
         return Registry.open(places.registry, places.blobs) if create else Registry.empty(places.blobs)
 
-    def _near_homes(self) -> str:
-        """Name the folders beside a home that is absent and that hold a registry."""
-        folder = self.locations.home.parent
-        homes = [file.parent.name for file in folder.glob("*/registry.db")]
-        near = get_close_matches(self.home.name, homes, n=3) or sorted(homes)[:3]
-        return f"; {folder} has {', '.join(near)}" if near else ""
+    def _near_homes(self) -> list[str]:
+        """Return the folders beside the home that have nearly its name and hold a registry."""
+        homes = [file.parent.name for file in self.locations.home.parent.glob("*/registry.db")]
+        return get_close_matches(self.home.name, homes, n=3)
 
     @contextmanager
     def writable_registry(self) -> Iterator[Registry]:

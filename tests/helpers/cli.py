@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from continual.cli import main
+from tests.helpers.mlflow_runs import copy_empty_store
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class CliResult:
 
 
 CliRunner = Callable[..., CliResult]
+LEARNING = ("run", "learn", "watch", "import")  # commands that send runs to MLflow
 
 
 @pytest.fixture
@@ -34,6 +36,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: str) -> CliResult:
+        if words[0] in LEARNING:
+            copy_empty_store(tmp_path / "home")
         monkeypatch.setattr(sys, "argv", ["continual", *words, "--home", str(tmp_path / "home")])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:

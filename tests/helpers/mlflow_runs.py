@@ -1,7 +1,11 @@
 """A registry with an MLflow store beside it, and what child processes do with both."""
 
+import atexit
+import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from mlflow import MlflowClient
@@ -9,9 +13,27 @@ from mlflow.entities import Run
 
 from continual.settings import Locations, resolve_locations
 from continual.tracking import flush_outbox
+from continual.tracking.local_store import ensure_local_store
 from registry import Registry
 from tests.helpers.databases import registry_url
 from tests.helpers.registries import make_registry
+
+
+@cache
+def empty_store() -> Path:
+    """An empty MLflow database of this process; making one takes more than a second of processor time."""
+    folder = Path(mkdtemp(prefix="continual-mlflow-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with Registry.empty(str(folder / "blobs")) as registry:
+        ensure_local_store(registry, places_of(folder))
+    return folder / "home" / "mlflow.db"
+
+
+def copy_empty_store(home: Path) -> None:
+    """Put an empty MLflow database into a home that has none."""
+    home.mkdir(exist_ok=True)
+    if not (home / "mlflow.db").exists():
+        shutil.copy(empty_store(), home / "mlflow.db")
 
 
 def places_of(folder: Path) -> Locations:

@@ -194,12 +194,14 @@ def test_suspicious_rows_of_a_strict_task_are_refused(cli: CliRunner, tmp_path: 
 def test_a_mistyped_home_is_an_error_with_near_names(
     cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "home-2026").mkdir()
-    (tmp_path / "home-2026" / "registry.db").touch()
+    (tmp_path / "home-2").mkdir()
+    (tmp_path / "home-2" / "registry.db").touch()
     for words in (("tasks",), ("deltas", "--json"), ("report",), ("verify",)):
         missing = cli(*words)
         assert missing.code == 2
-        assert f"there is no folder {tmp_path / 'home'}; {tmp_path} has home-2026" in missing.err
+        assert f"there is no folder {tmp_path / 'home'}; near it are home-2" in missing.err
+    (tmp_path / "home-2").rename(tmp_path / "elsewhere")
+    assert cli("tasks", "--json").json == []
     assert not (tmp_path / "home").exists(), "reading creates nothing"
 
 

@@ -119,7 +119,7 @@ def test_a_model_version_is_pinned_to_its_delta(
     assert set(serving["delta"]) == {"mood@2"}
     first = pyfunc.load_model("models:/mood/1")
     assert set(first.predict(TEXTS)["delta"]) == {"mood@1"}
-    with pytest.raises(InputError, match="give a column `text`"):
+    with pytest.raises(InputError, match="the columns 'words' and no text"):
         first.predict(pd.DataFrame({"words": TEXTS}))
     assert cli("deltas", "archive", "mood@2").code == 0
     with Registry.open(f"sqlite:///{home / 'registry.db'}", str(home / "blobs")) as registry:

@@ -21,19 +21,20 @@ def learner(minilm: Backbone, tmp_path: Path) -> Learner:
 
 
 def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
-    """77 intents without a training step: the closed-form head."""
+    """77 intents without a training step; `tests.benchmarks.quality` measures all 10,000 rows."""
+    few = {"train": 2000, "validation": 300, "test": 500}
     core = read_stream(STREAMS / "core.yaml")
     banking = next(task for task in core.tasks if task.name == "banking77")
-    learner.learn(banking.model_copy(update={"budget": Budget(epochs=0)}), folder=core.folder)
+    learner.learn(banking.model_copy(update={"budget": Budget(epochs=0), "rows": few}), folder=core.folder)
     (row,) = learner.registry.deltas("banking77")
-    assert row["score"] >= 0.88
+    assert row["score"] >= 0.86
     curve = learner.registry.scores(delta="banking77@1", mode="curve")
     assert [(score.step, score.split) for score in curve] == [(0, "validation")]
 
 
 def test_four_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
     smoke = read_stream(STREAMS / "smoke.yaml")
-    few = {"train": 200, "validation": 60, "test": 100}
+    few = {"train": 120, "validation": 50, "test": 60}
     brief = smoke.model_copy(
         update={
             "budget": smoke.budget.model_copy(update={"epochs": 1, "max_length": 64}),

