@@ -16,7 +16,7 @@ from uuid import uuid4
 import ray
 
 from continual.errors import EngineError
-from registry import Registry, redact, registry_identity
+from registry import Registry, StoreMismatch, redact, registry_identity
 from registry.errors import BlobError
 from tasks.errors import InputError
 
@@ -151,7 +151,11 @@ class RegistryProbe:
             InputError: It is another database, or has another blob store.
         """
         url = redact(str(registry.engine.url))
-        if registry_identity(registry) != self.identity:
+        try:
+            identity = registry_identity(registry)
+        except StoreMismatch:  # a registry without an identity, which does not get one beside another's blobs
+            identity = ""
+        if identity != self.identity:
             raise InputError(
                 f"{url} is another registry here than where the command was given; put it where all nodes reach it: "
                 "PostgreSQL, or a file system that they share"
