@@ -10,6 +10,8 @@ from typing import Any
 
 from continual.errors import InputLineError
 from continual.inference.input_rows import ALLOWED, InputRow, frame_records, parse_row
+from tasks.csv_check import read_csv_header
+from tasks.errors import DataError
 
 STANDARD_INPUT = "-"
 MAX_TEXT_COLUMNS = 2
@@ -111,7 +113,13 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
             frame = pd.read_parquet(path)
         else:  # texts as they are written: no cell is turned into a number or a missing value
             separator = SEPARATORS[path.suffix.lower()]
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            with path.open(encoding="utf-8-sig", newline="") as lines:  # pandas joins and shifts rows silently
+                read_csv_header(lines, file=str(path), location="inputs", options={"sep": separator})
+            frame = pd.read_csv(
+                path, sep=separator, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig"
+            )
+    except DataError as error:
+        raise InputLineError(str(error)) from error
     except (EmptyDataError, ParserError, ArrowInvalid, UnicodeDecodeError) as error:
         raise InputLineError(f"{path}: cannot be read as {path.suffix[1:].lower()}: {error}; mend the file") from error
     return frame_records(frame)

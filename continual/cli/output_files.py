@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from continual.cli.input_files import PARQUET, SEPARATORS
 from continual.inference.predictor import Prediction
 from tasks.errors import InputError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-LINES, PARQUET = ".jsonl", ".parquet"
+LINES = ".jsonl"
 SUFFIXES = (LINES, *SEPARATORS, PARQUET)
 
 Write = Callable[[Sequence[Prediction]], None]

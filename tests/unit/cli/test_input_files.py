@@ -70,10 +70,12 @@ def test_what_is_no_input_is_refused(wrong: object) -> None:
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     for name, data, reason in (
-        ("a.csv", b"", "cannot be read as csv"),
+        ("a.csv", b"", "a.csv is empty"),
         ("b.parquet", b"PAR1 no", "cannot be read as parquet"),
         ("c.jsonl", b'{"text": "a"}\n{"text": "b"\n', "c.jsonl:2: .* is not JSON"),
         ("d.txt", b"a\n\xff\n", "d.txt:2: cannot be read as UTF-8"),
+        ("f.csv", b'text,id\n"open,1\nb,2\n', "f.csv, line 2"),
+        ("g.csv", b"text,id\na,1,extra\n", "3 fields for the 2 columns"),
         ("e.csv", b"words\na\n", "row 1 has the columns 'words' and no text"),
     ):
         (tmp_path / name).write_bytes(data)
