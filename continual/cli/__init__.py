@@ -49,10 +49,10 @@ PANELS = {
     "Keep": ("verify", "purge", "gc", "db"),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
-for one in app.registered_commands:
-    one.rich_help_panel = PANEL_OF[one.name or str(getattr(one.callback, "__name__", ""))]
-for each in app.registered_groups:
-    each.rich_help_panel = PANEL_OF[str(each.name)]
+for command_info in app.registered_commands:
+    command_info.rich_help_panel = PANEL_OF[command_info.name or str(getattr(command_info.callback, "__name__", ""))]
+for group_info in app.registered_groups:
+    group_info.rich_help_panel = PANEL_OF[str(group_info.name)]
 
 
 def main() -> None:

@@ -62,13 +62,9 @@ def stream_report(registry: Registry, stream: str) -> Document:
     """
     stored = registry.stream(stream)
     steps = [position.number for position in stored.positions if position.delta]
-    deltas, scores_of_delta = registry.learned(stream), defaultdict(list)
-    for score in registry.scores(learned_in=stream, split="test"):
-        scores_of_delta[score.delta].append(score)
-    scores = [DeltaScores(delta, scores_of_delta[delta.name]) for delta in deltas]
-    validation = defaultdict(list)
-    for score in registry.scores(learned_in=stream, split="validation"):
-        validation[score.delta].append(score)
+    deltas, test_scores = registry.learned(stream), _scores_by_delta(registry, stream, "test")
+    scores = [DeltaScores(delta, test_scores[delta.name]) for delta in deltas]
+    validation = _scores_by_delta(registry, stream, "validation")
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
@@ -113,6 +109,13 @@ def stream_report(registry: Registry, stream: str) -> Document:
             for delta, task_scores in zip(deltas, scores, strict=True)
         ],
     }
+
+
+def _scores_by_delta(registry: Registry, stream: str, split: str) -> Mapping[str, list[StoredScore]]:
+    scores_of_delta = defaultdict(list)
+    for score in registry.scores(learned_in=stream, split=split):
+        scores_of_delta[score.delta].append(score)
+    return scores_of_delta
 
 
 def transfer_gain(task: Mapping[str, Any]) -> float | None:

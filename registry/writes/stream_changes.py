@@ -17,8 +17,8 @@ def order_change(positions: Sequence[Position], entries: Sequence[StreamEntry]) 
     """Return the first position whose task is another one or missing, in words; None if all are there in order."""
     for position, entry in zip_longest(positions, entries[: len(positions)]):
         if entry is None or entry[0] != position.task_name:
-            given = "nothing" if entry is None else repr(entry[0])
-            return f"at position {position.number}: {position.task_name!r} was begun, {given} is given"
+            submitted = "nothing" if entry is None else repr(entry[0])
+            return f"at position {position.number}: {position.task_name!r} was begun, {submitted} is given"
     return None
 
 
@@ -39,25 +39,25 @@ def recipe_changes(
     }
 
 
-def _describe(position: Position, given: DataRecord | None) -> str:
+def _describe(position: Position, submitted: DataRecord | None) -> str:
     recorded = position.delta and position.delta.data
-    differences = list(_differences(recorded, given)) if recorded and given else []
+    differences = list(_differences(recorded, submitted)) if recorded and submitted else []
     return "; ".join(differences) or "its rows, its seed or its settings are not those that it was learned by"
 
 
-def _differences(recorded: Mapping[str, Any], given: DataRecord) -> Iterator[str]:
-    """Yield what differs between a delta's `data` and the rows, the seed and the spec that are given."""
-    for split, fingerprint in given.fingerprints.items():
+def _differences(recorded: Mapping[str, Any], submitted: DataRecord) -> Iterator[str]:
+    """Yield what differs between a delta's `data` and the rows, the seed and the spec that are submitted."""
+    for split, fingerprint in submitted.fingerprints.items():
         if fingerprint != recorded["fingerprints"].get(split):
-            now, then = given.rows[split], recorded["rows"].get(split)
+            now, then = submitted.rows[split], recorded["rows"].get(split)
             yield (
                 f"{split} has {now} rows, {then} when it was learned"
                 if now != then
                 else f"{split} has {now} rows as when it was learned, but others, or in another order"
             )
-    if given.seed != recorded["seed"]:
-        yield f"seed is {given.seed}, {recorded['seed']} when it was learned"
-    now_settings, then_settings = _settings(given.spec), _settings(recorded["spec"])
+    if submitted.seed != recorded["seed"]:
+        yield f"seed is {submitted.seed}, {recorded['seed']} when it was learned"
+    now_settings, then_settings = _settings(submitted.spec), _settings(recorded["spec"])
     for key in dict.fromkeys((*now_settings, *then_settings)):
         now_text, then_text = (_text(settings, key) for settings in (now_settings, then_settings))
         if now_text != then_text:

@@ -47,8 +47,8 @@ class RankBudget:
             steps: T.
         """
         first, last = self.warmup * steps, (1 - self.final) * steps
-        left = min(max(1 - (step - first) / max(last - first, 1), 0.0), 1.0)
-        return int(places * (self.target + (rank - self.target) * left**3))
+        remaining = min(max(1 - (step - first) / max(last - first, 1), 0.0), 1.0)
+        return int(places * (self.target + (rank - self.target) * remaining**3))
 
     def is_due(self, *, step: int, steps: int) -> bool:
         """Return whether triplets are chosen anew at step t: every few steps, and last where the final steps begin."""
