@@ -206,8 +206,7 @@ def adapters(world: World, folder: Path, draw: Random) -> Case:
     shutil.copytree(world.folder / "adapter", adapter)
     file = draw.choice(sorted(adapter.iterdir()))
     if file.suffix == ".json" and draw.random() < 0.7:
-        changed = with_odd_values(json.loads(file.read_bytes()), folder, draw)
-        file.write_bytes(json.dumps(changed, default=str).encode())
+        _write_odd_values(file, folder, draw)
     elif draw.random() < 0.1:
         file.unlink()
         replace_by_no_file(file, draw.choice(["folder", "pipe", "device"]))
@@ -363,12 +362,17 @@ def backbones(world: World, folder: Path, draw: Random) -> Case:
     shutil.copytree(world.folder / "backbone", backbone)
     file = draw.choice(sorted(backbone.iterdir()))
     if file.suffix == ".json" and draw.random() < 0.7:
-        changed = with_odd_values(json.loads(file.read_bytes()), folder, draw)
-        file.write_bytes(json.dumps(changed, default=str).encode())
+        _write_odd_values(file, folder, draw)
     else:
         file.write_bytes(harmed(file.read_bytes(), draw))
     command = ("verify", "--backbone", str(backbone), "--device", "cpu")
     return Case(file.name, (command,), sound=True)
+
+
+def _write_odd_values(file: Path, folder: Path, draw: Random) -> None:
+    """Replace some values of a JSON file."""
+    changed = with_odd_values(json.loads(file.read_bytes()), folder, draw)
+    file.write_bytes(json.dumps(changed, default=str).encode())
 
 
 KINDS: Mapping[str, Generator] = {
