@@ -93,6 +93,7 @@ def register(registry: Registry, backbone: Backbone, task: str, delta: Delta, *,
         rows={"train": 4},
     )
     budget = Budget(epochs=1, batch_size=16, learning_rate=1e-3, max_length=LONGEST)
+    registry.claim_store()
     stored_delta = delta_record(registry.blobs, backbone, delta, task=record, budget=budget, warm_start="scratch")
     with registry.unit_of_work() as unit:
         unit.add_backbone(backbone_record(backbone))
