@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry import sqlite_url
-
 DISTRIBUTION = "continual-deltas"  # on the package index, where `continual` is another product
 DEFAULT_HOME = Path("continual-home")
 FALSE_ABSTENTION_RATE = 0.05  # share of the inputs of known tasks that may be abstained on
@@ -41,6 +39,8 @@ def resolve_locations(home: Path | str = DEFAULT_HOME, environment: Mapping[str,
     >>> resolve_locations("/srv/home", {"CONTINUAL_BLOBS_URL": "s3://bucket/blobs"}).blobs
     's3://bucket/blobs'
     """
+    from registry import sqlite_url  # with SQLAlchemy, which `continual --help` does without
+
     folder = Path(home).expanduser().absolute()
     tracking = environment.get("MLFLOW_TRACKING_URI")
     return Locations(

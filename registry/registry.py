@@ -20,7 +20,6 @@ from registry.ownership import claim_store, require_own_store
 from registry.reads import analytics, api_keys, lineage, listings
 from registry.records import DataRecord, TaskRecord
 from registry.redaction import quote, redact
-from registry.schema import migrate
 from registry.schema.connections import (
     UNREADABLE_ROWS,
     create_engine_for,
@@ -29,6 +28,7 @@ from registry.schema.connections import (
     is_missing_file,
     translate_connect_errors,
 )
+from registry.schema.revisions import database_revision, require_latest_revision
 from registry.sessions import read_session, write_session
 from registry.unit_of_work import UnitOfWork
 from registry.unreferenced import delete_unreferenced
@@ -114,7 +114,12 @@ class Registry:
         store, engine = resolve_stores(url, blobs)
         try:
             with translate_connect_errors(url):
-                migrate.ensure_schema(engine)
+                if revision := database_revision(engine):
+                    require_latest_revision(revision)
+                else:
+                    from registry.schema.migrate import migrate_to_newest  # Alembic starts slowly
+
+                    migrate_to_newest(engine)
         except BaseException:
             engine.dispose()
             raise
@@ -368,7 +373,7 @@ def holds_registry(url: str) -> bool:
     engine = create_engine_for(url)
     try:
         with translate_connect_errors(url):
-            return migrate.has_schema(engine)
+            return database_revision(engine) is not None
     finally:
         engine.dispose()
 

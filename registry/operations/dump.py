@@ -23,8 +23,8 @@ from registry.operations.archive import (
 )
 from registry.reads.blob_references import referenced_blobs
 from registry.registry import Registry
-from registry.schema import migrate
 from registry.schema.base import Base, now
+from registry.schema.revisions import current_revision
 from tasks.errors import InputError
 
 CHUNK_ROWS = 1000  # per fetch
@@ -64,7 +64,7 @@ def _write_archive(archive: ZipFile, session: Session, registry: Registry) -> Ma
     digests = sorted({digest for _, digest in referenced_blobs(session)})
     for digest in digests:
         archive.writestr(blob_entry(digest), registry.blobs.get(digest), ZIP_STORED)  # weights hardly compress
-    revision = migrate.current_revision(session.connection())
+    revision = current_revision(session.connection())
     manifest = Manifest(
         format=ARCHIVE_VERSION, revision=str(revision), created_at=now(), tables=tables, blobs=len(digests)
     )

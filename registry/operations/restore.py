@@ -17,9 +17,10 @@ from registry.ownership import require_restorable
 from registry.reads.blob_references import referenced_blobs
 from registry.redaction import redact
 from registry.registry import Registry, resolve_stores
-from registry.schema import migrate
 from registry.schema.base import Base, now
 from registry.schema.connections import migration_transaction, reset_sequences
+from registry.schema.migrate import migrate, tables_of
+from registry.schema.revisions import VERSION_TABLE, current_revision, latest_revision, require_known_revision
 from registry.schema.tables import ApiKey
 from tasks.errors import InputError
 
@@ -48,8 +49,8 @@ def restore_registry(file: Path, url: str, blobs: str, *, with_keys: bool = Fals
         StoreMismatch: The blobs at `blobs` are those of another registry, or of another database of this one.
     """
     with open_archive(file) as (archive, manifest, digests):
-        migrate.require_known_revision(manifest.revision)
-        check_rows(archive, manifest, migrate.tables_of(manifest.revision))
+        require_known_revision(manifest.revision)
+        check_rows(archive, manifest, tables_of(manifest.revision))
         store, engine = resolve_stores(url, blobs)
         try:
             with migration_transaction(engine) as connection:
@@ -75,16 +76,16 @@ def _load(connection: Connection, archive: ZipFile, manifest: Manifest, *, with_
         while chunk := list(islice(rows, CHUNK_ROWS)):
             connection.execute(table.insert(), chunk)
     reset_sequences(connection, tables)
-    migrate.migrate(connection)
+    migrate(connection)
 
 
 def _empty_tables(connection: Connection, revision: str) -> Sequence[Table]:
     """Return the tables of that revision, created if missing, each after those it references."""
-    revision_there, names_before = migrate.current_revision(connection), set(inspect(connection).get_table_names())
+    revision_there, names_before = current_revision(connection), set(inspect(connection).get_table_names())
     if revision_there is None:
-        migrate.migrate(connection, revision)
-        table_names = set(inspect(connection).get_table_names()) - names_before - {migrate.VERSION_TABLE}
-    elif revision_there == revision == migrate.latest_revision():
+        migrate(connection, revision)
+        table_names = set(inspect(connection).get_table_names()) - names_before - {VERSION_TABLE}
+    elif revision_there == revision == latest_revision():
         table_names = set(Base.metadata.tables)
     else:
         raise InputError(

@@ -6,7 +6,7 @@ from alembic import context
 
 from registry.schema import tables  # noqa: F401 (it fills Base.metadata)
 from registry.schema.base import Base, UtcDateTime
-from registry.schema.migrate import VERSION_TABLE
+from registry.schema.revisions import VERSION_TABLE
 
 
 def _include_name(name: str | None, kind: str, _parents: object) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from registry import Registry, SchemaError, dump_registry, find_damage, restore_registry, upgrade
-from registry.schema import migrate
+from registry.schema import migrate, revisions
 from registry.schema.base import Base
 from registry.schema.connections import create_engine_for
 from tasks.errors import InputError
@@ -40,7 +41,7 @@ def test_migrations_create_what_a_new_registry_has(tmp_path: Path) -> None:
     engine = create_engine_for(registry_url(tmp_path))
     with engine.connect() as connection:
         migrate.migrate(connection)
-        options = {"version_table": migrate.VERSION_TABLE}
+        options = {"version_table": revisions.VERSION_TABLE}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
         migrated = schema_of(connection)
         connection.rollback()
@@ -126,9 +127,9 @@ def test_sqlite_pragmas_are_set(tmp_path: Path) -> None:
 @both
 def test_an_older_schema_is_refused_until_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_registry(tmp_path).close()
-    shutil.copytree(migrate.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
+    shutil.copytree(revisions.MIGRATIONS, tmp_path / "50% new")  # a place that a configuration file would trip over
     (tmp_path / "50% new/versions/0009_later.py").write_text(NEXT)
-    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "50% new")
+    monkeypatch.setattr(revisions, "MIGRATIONS", tmp_path / "50% new")
     with pytest.raises(SchemaError, match=r"revision 0008, older than this code's 0009. Run `continual db upgrade`"):
         make_registry(tmp_path)
     assert upgrade(registry_url(tmp_path)) == "0009"
@@ -145,9 +146,9 @@ def test_an_archive_of_an_older_schema_is_upgraded(
             unit.add_backbone(BACKBONE)
         learn(registry, "sst2")
         dump_registry(registry, tmp_path / "archive.zip")
-    shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
+    shutil.copytree(revisions.MIGRATIONS, tmp_path / "new")
     (tmp_path / "new/versions/0009_later.py").write_text(NEXT)
-    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
+    monkeypatch.setattr(revisions, "MIGRATIONS", tmp_path / "new")
     assert restore_registry(tmp_path / "archive.zip", database, f"{tmp_path}/home/blobs").revision == "0008"
     with make_registry(tmp_path) as registry:
         assert find_damage(registry) == []
@@ -160,12 +161,18 @@ def test_an_archive_of_an_older_schema_does_not_fit_newer_tables(
 ) -> None:
     with make_registry(tmp_path) as registry:
         dump_registry(registry, tmp_path / "archive.zip")
-    shutil.copytree(migrate.MIGRATIONS, tmp_path / "new")
+    shutil.copytree(revisions.MIGRATIONS, tmp_path / "new")
     (tmp_path / "new/versions/0009_later.py").write_text(NEXT)
-    monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path / "new")
+    monkeypatch.setattr(revisions, "MIGRATIONS", tmp_path / "new")
     upgrade(f"sqlite:///{tmp_path}/other.db")
     with pytest.raises(InputError, match=r"revision 0008, and this database has the tables of revision 0009"):
         restore_registry(tmp_path / "archive.zip", f"sqlite:///{tmp_path}/other.db", f"{tmp_path}/blobs")
+
+
+def test_revisions_are_those_of_alembic() -> None:
+    scripts = ScriptDirectory.from_config(migrate.configuration())
+    assert revisions.known_revisions() == {script.revision for script in scripts.walk_revisions()}
+    assert revisions.latest_revision() == scripts.get_current_head()
 
 
 @both
