@@ -5,21 +5,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from continual.callbacks import RunCallbacks
     from continual.inference.predictor import Prediction
     from continual.learner import Learner
     from registry import Registry
-    from tasks import Stream, TaskSpec, read_stream, read_task
+    from tasks import Stream, TaskSpec, read_stream, read_task, task_from_rows
 
-__all__ = ["Learner", "Prediction", "Registry", "Stream", "TaskSpec", "read_stream", "read_task"]
+__all__ = [
+    "Learner",
+    "Prediction",
+    "Registry",
+    "RunCallbacks",
+    "Stream",
+    "TaskSpec",
+    "read_stream",
+    "read_task",
+    "task_from_rows",
+]
 
 _MODULES = {
     "Learner": "continual.learner",
     "Prediction": "continual.inference.predictor",
     "Registry": "registry",
+    "RunCallbacks": "continual.callbacks",
     "Stream": "tasks",
     "TaskSpec": "tasks",
     "read_stream": "tasks",
     "read_task": "tasks",
+    "task_from_rows": "tasks",
 }
 
 

@@ -25,7 +25,7 @@ from continual.streams.position_learner import learn_task
 from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
 from registry import Champion, Registry
-from tasks import Stream, TaskSpec
+from tasks import Stream, TaskSpec, task_from_rows
 from tasks.errors import InputError
 
 _PredictorSettings = tuple[tuple[Champion, ...], str, float]  # champions, router, false abstentions
@@ -176,14 +176,27 @@ class Learner:
             return compare_strategies(self.backbone, self.registry, stream, chosen, callbacks=callbacks)
 
     def learn(
-        self, task: TaskSpec | Stream, *, folder: Path | str = ".", callbacks: RunCallbacks = NO_CALLBACKS
+        self,
+        task: TaskSpec | Stream | str,
+        data: Any = None,
+        *,
+        folder: Path | str = ".",
+        callbacks: RunCallbacks = NO_CALLBACKS,
+        **settings: Any,
     ) -> str:
         """Learn one task, as a new version if it was learned before, and return its delta's name.
 
+        >>> learner.learn("cards", frame, text="message", label="topic", shots=16)       # doctest: +SKIP
+        'cards@1'
+
         Args:
-            task: A specification, or what `read_task` returns.
-            folder: The folder that relative data files of a specification start from.
+            task: A specification, or what `read_task` returns; or the name of a task whose rows follow.
+            data: The train rows of a task given by its name: a pandas DataFrame, a `datasets.Dataset` or
+                `DatasetDict`, a list of mappings, or the path of a file, as for `task_from_rows`.
+            folder: The folder that relative data files of a specification or of `data` start from.
             callbacks: Called as learning goes on.
+            settings: Of a task given by its name, the further arguments of `task_from_rows`: `validation`, `test` and
+                the fields of `TaskSpec`, such as `text` and `label`.
 
         Returns:
             The name of the new delta, such as `sst2@1`.
@@ -193,6 +206,13 @@ class Learner:
             TrainingError: Training failed.
         """
         require_trainable(self.backbone)
+        if isinstance(task, str):
+            task = task_from_rows(task, data, **settings)
+        elif data is not None or settings:
+            raise InputError(
+                f"task {task.name!r} comes with its rows and settings; leave out {', '.join(settings) or 'data'}, or "
+                "give the name of the task in its place"
+            )
         single = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         (data,) = load_and_check(self.backbone, self.registry, single, alone=True)
         with self._mlflow_sender():

@@ -308,7 +308,7 @@ class Registry:
             The arrival's number; with `once`, the number of the earlier one.
 
         Raises:
-            InputError: `task` is a stream of several tasks.
+            InputError: `task` is a stream of several tasks, or its rows are in memory.
         """
         stream = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         return self.write_with_retry(lambda unit: arrivals.submit(unit.session, stream, priority=priority, once=once))

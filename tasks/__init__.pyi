@@ -2,6 +2,7 @@ from .docstring_corpus import write_demo_stream
 from .errors import ContinualError, DataError, InputError, StreamError
 from .kind_schemas import KIND_SCHEMAS, KindSchema
 from .load import load_stream, load_task, load_validation
+from .python_data import task_from_rows
 from .rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, TaskData, Text
 from .spec import Budget, Method, Source, Stream, TaskSpec, WarmStart
 from .stream_file import read_stream, read_task
@@ -34,5 +35,6 @@ __all__ = [
     "load_validation",
     "read_stream",
     "read_task",
+    "task_from_rows",
     "write_demo_stream",
 ]

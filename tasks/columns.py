@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tasks.csv_check import separator_hint
 from tasks.errors import DataError
@@ -60,7 +60,7 @@ class Column:
     def texts(self) -> tuple[str, ...]:
         """Return every value, each of which must be a string."""
         dates = any(isinstance(value, date) for value in self.values)
-        advice = "write the column as texts" if dates else "quote it or drop the row"
+        advice = "write the column as texts" if dates else "write it as a text or drop the row"
         return self.read(_text_or_none, allowed=f"a text; {advice}")
 
 
@@ -81,11 +81,25 @@ class FileSchema:
     features: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of one split.
+class Table(Protocol):
+    """The rows of one split; columns that no one asks for are never checked."""
 
-    Columns that no one asks for are never checked.
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def column(self, name: str) -> Column:
+        """Return the column called `name`.
+
+        Raises:
+            DataError: There is no such column (the message lists the columns), or no single one of one meaning.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DatasetTable:
+    """A `Table` of rows that `datasets` has read.
 
     Attributes:
         rows: A `datasets.Dataset`.
@@ -99,6 +113,9 @@ class Table:
     files: tuple[FileSchema, ...] = ()
     originals: Callable[[str], list[Any] | None] = lambda _: None
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def column(self, name: str) -> Column:
         """Return the column called `name`.
 
@@ -108,7 +125,7 @@ class Table:
         """
         self._check_files(name)
         if name not in self.rows.column_names:
-            raise self._no_column(name)
+            raise missing_column(self.location, name, self.rows.column_names)
         feature = self.rows.features[name]
         values = list(self.rows.select_columns([name])[:][name])
         if _holds_timestamps(self.rows.features.arrow_schema.field(name).type) or any(
@@ -116,14 +133,6 @@ class Table:
         ):
             values = self.originals(name) or values
         return Column(name, values, feature, self.location)
-
-    def _no_column(self, name: str) -> DataError:
-        column_names = self.rows.column_names
-        match = closest_match(name, column_names)
-        advice = f"; did you mean {match!r}?" if match else ""
-        if hint := separator_hint(column_names, wanted=[name]):
-            advice = f"; {hint}"
-        return DataError(f"{self.location}: no column {name!r}{advice} (the columns are {', '.join(column_names)})")
 
     def _check_files(self, name: str) -> None:
         for schema in self.files:
@@ -141,6 +150,16 @@ class Table:
                     f"{self.location}: column {name!r} is {_describe(first)} in {self.files[0].file} but "
                     f"{_describe(other)} in {schema.file}, and would be read as the first; write both files alike"
                 )
+
+
+def missing_column(location: str, name: str, column_names: Iterable[str]) -> DataError:
+    """Return the error for a column that a table lacks, with the nearest name and all names."""
+    names = list(column_names)
+    match = closest_match(name, names)
+    advice = f"; did you mean {match!r}?" if match else ""
+    if hint := separator_hint(names, wanted=[name]):
+        advice = f"; {hint}"
+    return DataError(f"{location}: no column {name!r}{advice} (the columns are {', '.join(names)})")
 
 
 def _are_compatible(first: Any, second: Any) -> bool:

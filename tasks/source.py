@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tasks.columns import FileSchema, Table
+from tasks.columns import DatasetTable, FileSchema, Table
 from tasks.data_files import arrow_schema, content_digest, csv_schema, json_columns, open_files
 from tasks.errors import DataError
 from tasks.spec import LOCAL_BUILDERS, READER_OPTIONS, SPLITS, Source, Split
@@ -35,8 +35,9 @@ class SourceLocation:
     folder: Path
 
     def split_location(self, split: Split) -> str:
-        """Return the name of one of the task's splits for messages."""
-        return f"task {self.task!r}, {split}"
+        """Return the name of one of the task's splits for messages, with the type of a table in memory."""
+        table = self.source.tables.get(split)
+        return f"task {self.task!r}, {split}{f' ({table.type_name})' if table else ''}"
 
     @property
     def local(self) -> bool:
@@ -97,24 +98,34 @@ def read_split(origin: SourceLocation, split: Split) -> Table:
     """
     try:
         with _quiet_datasets() as datasets:
-            if origin.saved:
-                table = Table(_saved_rows(origin, split), origin.split_location(split))
+            if origin.source.in_memory:
+                table: Table = origin.source.tables[split].table(origin.split_location(split))
+            elif origin.saved:
+                table = DatasetTable(_saved_rows(origin, split), origin.split_location(split))
             elif files := origin if origin.local else _folder_as_files(origin, split):
                 table = _read_local(files, split)
             else:
                 with _offline_if_unreachable(origin):
                     rows = datasets.load_dataset(**_hub_arguments(origin), split=origin.source.split_name(split))
-                table = Table(rows, origin.split_location(split))
+                table = DatasetTable(rows, origin.split_location(split))
     except DataError:
         raise
     except Exception as error:  # builders, parsers and the network raise errors of many types
         raise _read_error(origin, split, error) from error
-    if len(table.rows) == 0:
+    if len(table) == 0:
         raise DataError(f"{origin.split_location(split)}: the split is empty; give it at least one row")
     return table
 
 
 def _split_names(origin: SourceLocation) -> Sequence[str]:
+    if origin.source.in_memory:
+        if not origin.source.tables:
+            raise DataError(
+                f"task {origin.task!r}: its rows were given from the memory of a Python process, and are stored "
+                f"nowhere; give them again, as in learner.learn({origin.task!r}, frame, …), or learn them from a file, "
+                "which is read again when it is needed"
+            )
+        return list(origin.source.tables)
     if origin.source.data_files is not None:
         return list(origin.source.data_files)
     try:
@@ -221,7 +232,7 @@ def _slice_indices(name: str, size: int) -> list[int]:
     return [row for part in parts for row in range(part.from_ or 0, size if part.to is None else part.to)]
 
 
-def _read_local(origin: SourceLocation, split: Split) -> Table:
+def _read_local(origin: SourceLocation, split: Split) -> DatasetTable:
     import datasets
 
     source, location, options = origin.source, origin.split_location(split), dict(origin.source.options)
@@ -263,7 +274,7 @@ def _read_local(origin: SourceLocation, split: Split) -> Table:
         selected = [values[row] for row in _slice_indices(split_name, len(values))] if values else []
         return selected if len(selected) == len(rows) else None
 
-    return Table(rows, location, schemas, originals)
+    return DatasetTable(rows, location, schemas, originals)
 
 
 def _common_columns(schemas: Sequence[FileSchema], location: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -20,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tasks.kind_schemas import KIND_SCHEMAS
+from tasks.memory import MemoryRows
 from tasks.strict_model import StrictModel
 from tasks.template import Template
 
@@ -35,6 +38,7 @@ READER_OPTIONS: dict[str, tuple[str, ...]] = {  # arguments of a builder that ne
     "json": ("encoding", "field"),
     "text": ("encoding", "sample_by", "keep_linebreaks"),
 }
+IN_MEMORY = "memory"  # path of rows that a Python process holds
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `datasets` that read the user's own files
 
 
@@ -87,7 +91,8 @@ class Source(StrictModel):
     """Arguments of `datasets.load_dataset`.
 
     Attributes:
-        path: A hub dataset, a folder, or a builder of local files such as `json` or `csv`.
+        path: A hub dataset, a folder, or a builder of local files such as `json` or `csv`; `memory` stands for rows
+            that were given in Python, which a spec as JSON does not hold.
         name: The dataset's configuration.
         data_files: Files by the source's split name.
         data_dir: Folder of the data files.
@@ -131,6 +136,24 @@ class Source(StrictModel):
     field: str | None = _option("key of the rows")
     sample_by: Literal["line", "paragraph", "document"] | None = _option("what a row of a text file is")
     keep_linebreaks: bool | None = _option("keep line ends")
+    _tables: dict[Split, MemoryRows] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[Split, MemoryRows]) -> Source:
+        """Return the source of rows in memory, which are never serialised."""
+        source = cls(path=IN_MEMORY)
+        source._tables = dict(tables)
+        return source
+
+    @property
+    def in_memory(self) -> bool:
+        """True if the rows were given in Python, in this process or an earlier one."""
+        return self.path == IN_MEMORY
+
+    @property
+    def tables(self) -> Mapping[Split, MemoryRows]:
+        """Rows in memory by split; empty for other sources, and where the spec was read from JSON."""
+        return self._tables
 
     @field_validator("path")
     @classmethod

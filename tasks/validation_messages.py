@@ -34,6 +34,18 @@ def validation_message(error: ValidationError, document: YamlDocument, root: typ
     return "\n".join(_line(document, detail, root) for detail in error.errors(include_url=False))
 
 
+def keyword_message(error: ValidationError, root: type[BaseModel], *, of: str) -> str:
+    """Return all problems of arguments given in Python, one line each.
+
+    Args:
+        error: Pydantic's error.
+        root: The model that the arguments were validated against.
+        of: What they are arguments of, such as `task 'sst2'`.
+    """
+    details = ((_key_path(detail), detail) for detail in error.errors(include_url=False))
+    return "\n".join(f"{of}: {dotted_path(path)}: {_explain(detail, path, root)}" for path, detail in details)
+
+
 def unknown_key_message(key_path: Sequence[int | str], model: type[BaseModel]) -> str:
     """Return a message that the last key of `key_path` is unknown, with the nearest and all allowed keys."""
     allowed = [name for name in model.model_fields if name not in _INTERNAL_FIELDS]
@@ -53,12 +65,16 @@ def dotted_path(key_path: Sequence[int | str]) -> str:
 
 
 def _line(document: YamlDocument, detail: Any, root: type[BaseModel]) -> str:
-    key_path = tuple(step for step in detail["loc"] if step != "[key]")
+    key_path = _key_path(detail)
     explanation = _explain(detail, key_path, root)
     if detail["type"] == "string_type" and isinstance(detail["input"], bool | int | float | date):
         written = document.scalar(key_path) or str(detail["input"])  # YAML reads yes, 1 and 2024-01-01 as other types
         explanation += f'; quote it: "{written}"'
     return f"{document.path}:{document.line_of(key_path)}: {dotted_path(key_path)}: {explanation}"
+
+
+def _key_path(detail: Any) -> tuple[int | str, ...]:
+    return tuple(step for step in detail["loc"] if step != "[key]")
 
 
 def _explain(detail: Any, key_path: tuple[int | str, ...], root: type[BaseModel]) -> str:

@@ -17,7 +17,7 @@ from continual.kinds.scoring import score_answers
 from continual.learning.prepared import PreparedTask
 from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, StoredDelta
 from registry.errors import BlobError
-from tasks import LabelledTexts, TaskSpec, load_validation
+from tasks import LabelledTexts, TaskData, TaskSpec, load_validation
 from tasks.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ def contest_champion(backbone: Backbone, registry: Registry, task: PreparedTask,
 
     comparisons = [compare(task.data.validation, "the new validation rows")]
     champion_rows = f"the validation rows of {champion.name}"
-    rows = reload_validation_rows(champion.data, otherwise=task.data.folder) if champion.data else None
+    rows = reload_validation_rows(champion.data, task.data) if champion.data else None
     if rows is not None:
         comparisons.append(compare(rows, champion_rows))
     unavailable = rows is None and not (champion.data is None and champion.warm_start == IMPORTED)
-    reason = f"{champion_rows} cannot be read again as they were" if unavailable else None
+    reason = f"{champion_rows} {_why_unavailable(champion)}" if unavailable else None
     return Contest(champion=champion.name, comparisons=tuple(comparisons), undecided_reason=reason)
 
 
@@ -63,19 +63,29 @@ def _same_rows(champion: StoredDelta, task: PreparedTask) -> bool:
     return champion.data is not None and champion.data.fingerprints["validation"] == task.data.validation.fingerprint
 
 
-def reload_validation_rows(data: DataRecord, *, otherwise: Path) -> LabelledTexts | None:
+def _why_unavailable(champion: StoredDelta) -> str:
+    if champion.data and TaskSpec.model_validate(champion.data.spec).source.in_memory:
+        return "are in no file, and the new ones do not begin with them: give every version the same validation rows"
+    return "cannot be read again as they were"
+
+
+def reload_validation_rows(data: DataRecord, current: TaskData) -> LabelledTexts | None:
     """Read the validation rows of a version again, without rows that were appended since.
 
     Args:
         data: Where the version's rows came from.
-        otherwise: The folder of relative files, where the recorded folder is gone.
+        current: The rows of the new version, which begin with the earlier ones where those were given from memory and
+            have grown; their folder is that of relative files where the recorded one is gone.
 
     Returns:
         The rows; None where they cannot be read or have changed.
     """
-    folder = Path(data.folder) if data.folder and Path(data.folder).is_dir() else otherwise
+    folder = Path(data.folder) if data.folder and Path(data.folder).is_dir() else current.folder
     try:
-        rows = load_validation(TaskSpec.model_validate(data.spec), folder=folder, seed=data.seed)
+        spec = TaskSpec.model_validate(data.spec)
+        if spec.source.in_memory:
+            return matching_recorded_rows(current.validation, data, "validation")
+        rows = load_validation(spec, folder=folder, seed=data.seed)
     except (DataError, ValidationError) as error:
         log.warning("the rows of an earlier version cannot be read again: %s", error)
         return None

@@ -118,10 +118,7 @@ def _reload_test_rows(delta: StoredDelta) -> tuple[LabelledTexts, str | None]:
         spec = TaskSpec.model_validate(data.spec | {"strict": None})
         rows = load_task(spec, folder=Path(data.folder), seed=data.seed).test
     except (DataError, StreamError, ValidationError) as error:
-        raise DataError(
-            f"the rows of {delta.name} are not stored, and cannot be read again from where they were, {data.folder}: "
-            f"{error}"
-        ) from error
+        raise DataError(f"the rows of {delta.name} are not stored, and cannot be read again: {error}") from error
     if (same := matching_recorded_rows(rows, data, SPLIT)) is not None:
         return same, None
     return rows, (

@@ -63,12 +63,17 @@ def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> 
         once: Return the number of an earlier arrival of the same content, if any.
 
     Raises:
-        InputError: The stream has not exactly one task, or the priority is out of range.
+        InputError: The stream has not exactly one task, its rows are in memory, or the priority is out of range.
     """
     if len(task.tasks) != 1:
         raise InputError(f"stream {task.name!r} has {len(task.tasks)} tasks, and one is submitted at a time. Run it.")
     if abs(priority) > MAX_PRIORITY:
         raise InputError(f"priority {priority} is out of range: give one from {-MAX_PRIORITY} to {MAX_PRIORITY}.")
+    if task.tasks[0].source.in_memory:
+        raise InputError(
+            f"the rows of task {task.tasks[0].name!r} are in the memory of this process, where no watcher can read "
+            "them. Save them to a file and submit that, or learn the task here."
+        )
     (entry,), stream = task.tasks, _lock_stream(session)
     spec = task.model_dump(mode="json") | {"folder": str(task.folder.absolute())}
     recipe = sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
