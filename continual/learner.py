@@ -12,8 +12,10 @@ from continual.callbacks import NO_CALLBACKS, RunCallbacks
 from continual.exchange import export_delta, import_delta
 from continual.experiments.strategies import Strategy, compare_strategies, select_strategies
 from continual.inference.input_rows import parse_rows, predict_rows
-from continual.inference.predictor import Prediction, Predictor
-from continual.reports.report import Document, stream_report
+from continual.inference.predictions import Predictions
+from continual.inference.predictor import Predictor
+from continual.reports.report import stream_report
+from continual.reports.tabular import ComparisonReport, StreamReport
 from continual.settings import DEFAULT_HOME, FALSE_ABSTENTION_RATE, Locations, resolve_locations
 from continual.streams.arrivals import watch
 from continual.streams.controller import RETRIES, run_stream
@@ -24,7 +26,7 @@ from continual.streams.migration.plan import plan_migration
 from continual.streams.position_learner import learn_task
 from continual.streams.preflight import load_and_check, require_trainable
 from continual.tracking import background_sender
-from registry import Champion, Registry
+from registry import Champion, Registry, redact
 from tasks import Stream, TaskSpec, task_from_rows
 from tasks.errors import InputError
 
@@ -156,7 +158,7 @@ class Learner:
         strategies: Mapping[str, Strategy | None] | None = None,
         *,
         callbacks: RunCallbacks = NO_CALLBACKS,
-    ) -> Document:
+    ) -> ComparisonReport:
         """Learn a stream by other strategies too, where that is not done yet, and return the comparison.
 
         Args:
@@ -166,14 +168,16 @@ class Learner:
             callbacks: Called as learning goes on.
 
         Returns:
-            The comparison as JSON; strategies that failed are listed under `failed`.
+            The comparison, as JSON with views of it; strategies that failed are listed under `failed`.
 
         Raises:
             InputError: The stream cannot be compared; nothing has been learned.
         """
         chosen = select_strategies() if strategies is None else strategies
         with self._mlflow_sender():
-            return compare_strategies(self.backbone, self.registry, stream, chosen, callbacks=callbacks)
+            return ComparisonReport(
+                compare_strategies(self.backbone, self.registry, stream, chosen, callbacks=callbacks)
+            )
 
     def learn(
         self,
@@ -286,7 +290,7 @@ class Learner:
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTION_RATE,
         at_least: float | None = None,
-    ) -> list[Prediction]:
+    ) -> Predictions:
         """Predict one answer per text, in order; without `task` the router chooses the task or abstains.
 
         Args:
@@ -298,14 +302,14 @@ class Learner:
             at_least: Also list every task of at least this probability, with its answer.
 
         Returns:
-            N predictions.
+            N predictions, as a list with views of it.
 
         Raises:
             InputLineError: A row is no input.
             NotFound: A task has no delta on this backbone.
         """
         predictor = self._current_predictor(router, false_abstentions)
-        return predict_rows(predictor, parse_rows(texts), task=task, at_least=at_least)
+        return Predictions(predict_rows(predictor, parse_rows(texts), task=task, at_least=at_least))
 
     def _current_predictor(self, router: str, false_abstentions: float) -> Predictor:
         """Return the predictor of the last call where champions and settings are the same, else a new one."""
@@ -324,6 +328,19 @@ class Learner:
         self._predictor = settings, predictor
         return predictor
 
-    def report(self, stream: str) -> Document:
-        """Return the score matrices and measures of a stream, oracle and routed, as JSON."""
-        return stream_report(self.registry, stream)
+    def report(self, stream: str) -> StreamReport:
+        """Return the score matrices and measures of a stream, oracle and routed, as JSON with views of it.
+
+        Raises:
+            NotFound: The stream was never started.
+        """
+        return StreamReport(stream_report(self.registry, stream))
+
+    def _repr_html_(self) -> str:
+        """Return the backbone, the registry and the serving deltas as HTML, as Jupyter shows them."""
+        from continual.reports.html.notebook import learner_fragment
+
+        champions = {champion.delta for champion in self.registry.champions(self.backbone.fingerprint)}
+        backbone = f"backbone {self.backbone.name}, {self.backbone.parameter_count:,} parameters"
+        serving = [row for row in self.registry.deltas() if row["delta"] in champions]
+        return learner_fragment(backbone, f"registry {redact(self.registry.url)}", serving)
