@@ -158,7 +158,9 @@ class StreamReport(Report):
 class ComparisonReport(Report):
     """The comparison of strategies on a stream, with all fields of `continual compare --json`."""
 
-    paper_columns: ClassVar[Mapping[str, str]] = {f"{mode}_{name}": heading for heading, (mode, name) in MEASURE_PATHS.items()}
+    paper_columns: ClassVar[Mapping[str, str]] = {
+        f"{mode}_{name}": heading for heading, (mode, name) in MEASURE_PATHS.items()
+    }
 
     def to_frame(self) -> DataFrame:
         """Return a row for each strategy, with its measures and costs.
