@@ -19,6 +19,7 @@ from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, Stored
 from registry.errors import BlobError
 from tasks import LabelledTexts, TaskData, TaskSpec, load_validation
 from tasks.errors import DataError
+from tasks.spec import IN_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,12 @@ def _same_rows(champion: StoredDelta, task: PreparedTask) -> bool:
     return champion.data is not None and champion.data.fingerprints["validation"] == task.data.validation.fingerprint
 
 
+def _came_from_memory(data: DataRecord) -> bool:
+    return bool(data.spec.get("source", {}).get("path") == IN_MEMORY)
+
+
 def _why_unavailable(champion: StoredDelta) -> str:
-    if champion.data and TaskSpec.model_validate(champion.data.spec).source.in_memory:
+    if champion.data and _came_from_memory(champion.data):
         return "are in no file, and the new ones do not begin with them: give every version the same validation rows"
     return "cannot be read again as they were"
 
@@ -80,12 +85,11 @@ def reload_validation_rows(data: DataRecord, current: TaskData) -> LabelledTexts
     Returns:
         The rows; None where they cannot be read or have changed.
     """
+    if _came_from_memory(data):
+        return matching_recorded_rows(current.validation, data, "validation")
     folder = Path(data.folder) if data.folder and Path(data.folder).is_dir() else current.folder
     try:
-        spec = TaskSpec.model_validate(data.spec)
-        if spec.source.in_memory:
-            return matching_recorded_rows(current.validation, data, "validation")
-        rows = load_validation(spec, folder=folder, seed=data.seed)
+        rows = load_validation(TaskSpec.model_validate(data.spec), folder=folder, seed=data.seed)
     except (DataError, ValidationError) as error:
         log.warning("the rows of an earlier version cannot be read again: %s", error)
         return None
