@@ -3,12 +3,14 @@
 import ast
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.paths import DOCS
+from tests.helpers.tiny_tasks import tiny_backbone
 
 NOTEBOOK = json.loads((DOCS / "tutorial" / "notebook.ipynb").read_text(encoding="utf-8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -21,7 +23,9 @@ def run_cell(source: str, namespace: dict[str, Any]) -> Any:
     if not isinstance(last, ast.Expr):
         statements.append(last)
     exec(compile(ast.Module(statements, []), "<cell>", "exec"), namespace)
-    return eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace) if isinstance(last, ast.Expr) else None
+    if isinstance(last, ast.Expr):
+        return eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
+    return None
 
 
 def shown(value: Any) -> str:
@@ -35,11 +39,13 @@ def test_it_is_stored_without_outputs() -> None:
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in NOTEBOOK["cells"])
 
 
-def test_every_cell_runs(
-    minilm: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
+    # A tiny backbone and no MLflow, which would take a minute and are tested by the README.
+    backbone = tiny_backbone("bert", max_position_embeddings=128)
+    monkeypatch.setattr("continual.learner.load_backbone", lambda *_, **__: backbone)
+    monkeypatch.setattr("continual.learner.background_sender", lambda *_: nullcontext())
     shutil.copytree(DOCS / "examples", tmp_path / "examples")
     (tmp_path / "tutorial").mkdir()
     monkeypatch.chdir(tmp_path / "tutorial")
