@@ -22,7 +22,7 @@ from tasks.errors import DataError, InputError
 from tests.conftest import backbone_of
 from tests.helpers.tiny_tasks import rows_of
 
-BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "max_length": 16}
+BUDGET: dict[str, Any] = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "max_length": 16}
 SETTINGS: dict[str, Any] = {"text": "text", "label": "label", "budget": BUDGET, "method": {"name": "lora", "rank": 2}}
 
 
