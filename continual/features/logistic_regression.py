@@ -13,8 +13,6 @@ Shapes: N rows, C classes, D dimensions.
 import warnings
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,6 +56,9 @@ def fit_logistic_regressions(vectors: Tensor, classes: Tensor) -> list[LinearHea
     Returns:
         Weights [C, D] and biases [C], float64.
     """
+    from sklearn.exceptions import ConvergenceWarning  # imports pandas, which answering does without
+    from sklearn.linear_model import LogisticRegression
+
     mean = vectors.double().mean(dim=0)
     centred = vectors.double() - mean
     deviation = float(centred.square().mean().sqrt()) or 1.0

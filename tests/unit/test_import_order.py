@@ -92,7 +92,7 @@ def test_the_order_names_every_package_and_few_loose_modules() -> None:
             "continual.cli, continual.cli.tables, continual.tracking, continual.reports.html",
             ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "mlflow"),
         ),
-        ("continual.learner", ("matplotlib", "datasets", "mlflow", "ray", "fastapi")),
+        ("continual.learner", ("matplotlib", "datasets", "mlflow", "ray", "fastapi", "sklearn", "pandas", "alembic")),
     ],
 )
 def test_what_is_not_needed_yet_is_not_imported(modules: str, heavy: Sequence[str]) -> None:

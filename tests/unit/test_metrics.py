@@ -13,7 +13,8 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from scipy import stats
 from sklearn import metrics as sk
 
-from continual.metrics import metric_score, metrics_of, normalize_words, score_with_interval, wilson_interval, word_f1
+from continual.metrics import metric_score, metrics_of, score_with_interval, wilson_interval
+from continual.metrics.span import normalize_words, word_f1
 from tasks.errors import InputError
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)

@@ -29,11 +29,6 @@ from tests.helpers.tiny_tasks import fresh_delta, head_of, labels_of, logits, pr
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=40)
 
 
-@pytest.fixture(autouse=True)
-def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("continual.metrics.BOOTSTRAP_SAMPLES", 200)  # each calls scikit-learn once
-
-
 def noisy(n: int, *, classes: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
     """Draw answers of which about seven in ten are correct."""
     draw = random.Random(seed)
