@@ -568,4 +568,4 @@ def test_relative_files_of_every_builder_start_from_the_folder(tmp_path: Path) -
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     source = SourceLocation("t", Source(path="webdataset", data_files={"train": "a.tar"}), tmp_path)
-    assert [row["text"] for row in read_split(source, "train").rows["json"]] == [f"text {i}" for i in range(4)]
+    assert [row["text"] for row in read_split(source, "train").column("json").values] == [f"text {i}" for i in range(4)]
