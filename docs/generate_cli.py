@@ -2,19 +2,23 @@
 
 import enum
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import typer
 
 from continual.cli import app
+from continual.cli.options import BackboneOptions, CommonOptions
 
-COMMON = ("--home", "--device", "--dtype", "--bits", "--json", "--help")
+COMMON = [f"--{field.name}" for field in fields(CommonOptions)]
+BACKBONE = [f"--{field.name}" for field in fields(BackboneOptions) if f"--{field.name}" not in COMMON]
 INTRODUCTION = """# Command line
 
 This page is generated from `--help`: `python docs/generate_cli.py > docs/reference/cli.md`.
 
-Every command also takes the [common options](#common-options), after its name. With `--json`, standard output holds one
-JSON document; progress and messages go to standard error. `predict` always writes JSON lines. Exit codes are those of
+Every command also takes the [common options](#common-options), after its name, and commands that load a backbone the
+[options of the backbone](#options-of-the-backbone). With `--json`, standard output holds one JSON document; progress
+and messages go to standard error. `predict` always writes JSON lines. Exit codes are those of
 [errors](errors.md#exit-codes).
 """
 ENVIRONMENT = """Three environment variables override parts of `--home`:
@@ -65,12 +69,18 @@ def row(parameter: Any) -> str:
 
 def section(path: str, command: Any) -> str:
     """Return the section of one command."""
-    own = [one for one in command.params if one.opts[0] not in COMMON and not one.hidden]
+    loads_backbone = {*BACKBONE} <= {one.opts[0] for one in command.params}
+    shared = {*COMMON, "--help", *(BACKBONE if loads_backbone else ())}
+    own = [one for one in command.params if one.opts[0] not in shared and not one.hidden]
     arguments = [one for one in own if one.param_type_name == "argument"]
     names = [one.metavar or one.name.upper() for one in arguments]
     usage = [name if one.required else f"[{name}]" for one, name in zip(arguments, names, strict=True)]
+    examples = [line.strip() for line in (command.epilog or "").splitlines()[1:]]
     lines = [f"## {path.removeprefix('continual ')}", "", "```text", " ".join([path, *usage, "[OPTIONS]"]), "```", ""]
     lines.append(" ".join((command.help or "").split()))
+    if loads_backbone:
+        lines.append("It takes the [options of the backbone](#options-of-the-backbone) too.")
+    lines += ["", "```shell", *examples, "```"]
     if own:
         lines += ["", "| argument or option | meaning | default |", "|---|---|---|", *map(row, own)]
     return "\n".join([*lines, ""])
@@ -80,10 +90,11 @@ def main() -> None:
     """Print the page."""
     root = typer.main.get_command(app)
     found = [(path, one) for path, one in commands(root, "continual") if path != "continual"]
-    common = [one for one in found[0][1].params if one.opts[0] in COMMON[:-1]]
-    table = ["| option | meaning | default |", "|---|---|---|", *map(row, common)]
+    parameters = {one.opts[0]: one for _, command in found for one in reversed(command.params)}
+    heading = ["| option | meaning | default |", "|---|---|---|"]
     print(INTRODUCTION)
-    print("\n".join(["## Common options", "", *table, "", ENVIRONMENT]))
+    print("\n".join(["## Common options", "", *heading, *(row(parameters[name]) for name in COMMON), "", ENVIRONMENT]))
+    print("\n".join(["## Options of the backbone", "", *heading, *(row(parameters[name]) for name in BACKBONE), ""]))
     print("\n".join(section(path, one) for path, one in found), end="")
 
 

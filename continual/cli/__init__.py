@@ -14,7 +14,8 @@ from typing import TextIO, final
 
 from rich.logging import RichHandler
 
-from continual.cli.options import app, err, print_message
+from continual.cli.commands import app
+from continual.cli.options import err, print_message
 from continual.escaping import escape_control_characters
 from registry import redact
 from tasks.errors import ContinualError

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from continual.callbacks import RunCallbacks
+from continual.cli.commands import app, command, command_line, group
 from continual.cli.options import (
     AfterRow,
     BackboneName,
+    BackboneOptions,
     CommonOptions,
     Limit,
-    app,
-    command,
-    group,
     print_message,
     print_rows,
 )
@@ -28,9 +27,9 @@ HIDDEN_COLUMNS = ("holder", "backbone", "submitted_at")
 Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 
 
-@command(app)
+@command(app, examples=["continual watch inbox --backbone minilm", "continual watch registry --idle 60"])
 def watch(
-    common: CommonOptions,
+    common: BackboneOptions,
     where: Annotated[
         str,
         typer.Argument(
@@ -46,12 +45,13 @@ def watch(
     folder = None if where == REGISTRY else Path(where)
     with common.learner(backbone, create=True) as learner, _interrupt_on_sigterm():
         errors = learner.watch(folder, idle=idle, callbacks=_message_callbacks())
+    print_message(f"watching has ended; arrivals that are not learned wait. Go on with: {command_line()}")
     print_rows(common, [{"arrival": number, "error": error} for number, error in errors.items()], title="Learned")
     if any(errors.values()):
         raise typer.Exit(1)
 
 
-@group("arrivals")
+@group("arrivals", examples=["continual arrivals --state failed"])
 def arrivals(
     common: CommonOptions,
     state: Annotated[
@@ -66,7 +66,7 @@ def arrivals(
     print_rows(common, rows, title="Arrivals", hidden=HIDDEN_COLUMNS)
 
 
-@command(arrivals)
+@command(arrivals, examples=["continual arrivals add billing.yaml --priority 5"])
 def add(
     common: CommonOptions,
     task: Annotated[Path, typer.Argument(help="A task file.")],
@@ -78,7 +78,7 @@ def add(
         _print_arrival(common, registry.submit(stream, priority=priority))
 
 
-@command(arrivals)
+@command(arrivals, examples=["continual arrivals cancel 3"])
 def cancel(common: CommonOptions, number: Number) -> None:
     """Cancel an arrival; a process that is learning it stops soon."""
     with common.registry() as registry:
@@ -86,7 +86,7 @@ def cancel(common: CommonOptions, number: Number) -> None:
     _print_arrival(common, number)
 
 
-@command(arrivals)
+@command(arrivals, examples=["continual arrivals retry 3"])
 def retry(common: CommonOptions, number: Number) -> None:
     """Put an arrival that failed or was cancelled back in the queue."""
     with common.registry() as registry:

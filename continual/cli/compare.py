@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, CommonOptions, Html, app, command, err, out, print_json, print_message
+from continual.cli.commands import app, command
+from continual.cli.options import BackboneName, BackboneOptions, Html, err, out, print_json, print_message
 from continual.settings import EWC_STRENGTH, FULL_FINE_TUNING_LR, REPLAY_ROWS
 from tasks import read_stream
 
 
-@command(app)
+@command(
+    app,
+    examples=["continual compare stream.yaml --strategies sequential_delta,replay"],
+    kept="tasks that a strategy has learned are kept",
+)
 def compare(
-    common: CommonOptions,
+    common: BackboneOptions,
     stream: Annotated[Path, typer.Argument(help="A stream file.")],
     strategies: Annotated[
         str | None,

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import CommonOptions, app, command, print_message, print_rows
+from continual.cli.commands import app, command
+from continual.cli.options import CommonOptions, print_message, print_rows
 from registry import dump_registry, restore_registry, upgrade
 from registry.operations.archive import Manifest
 
@@ -13,14 +14,14 @@ db = typer.Typer(help="Upgrade, dump and restore the registry's database.", no_a
 app.add_typer(db, name="db")
 
 
-@command(db, name="upgrade")
+@command(db, name="upgrade", examples=["continual db upgrade"])
 def db_upgrade(common: CommonOptions) -> None:
     """Migrate the registry's tables to this version of the code."""
     revision = upgrade(common.locations.registry)
     print_rows(common, [{"revision": revision}], title="Registry")
 
 
-@command(db, name="dump")
+@command(db, name="dump", examples=["continual db dump backup.zip"])
 def db_dump(common: CommonOptions, file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
     """Write the whole registry, with all blobs, into one file; a stream may run meanwhile."""
     with common.registry() as registry:
@@ -28,7 +29,7 @@ def db_dump(common: CommonOptions, file: Annotated[Path, typer.Argument(help="A 
     print_rows(common, [_summary(file, manifest)], title="Written")
 
 
-@command(db, name="restore")
+@command(db, name="restore", examples=["continual db restore backup.zip --home new-home"])
 def db_restore(
     common: CommonOptions,
     file: Annotated[Path, typer.Argument(help="A file that `db dump` wrote.")],

@@ -5,13 +5,20 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import BackboneName, CommonOptions, app, command, print_message, print_rows
+from continual.cli.commands import app, command
+from continual.cli.options import BackboneName, BackboneOptions, print_message, print_rows
 from tasks import read_task
 
 
-@command(app)
+@command(
+    app,
+    examples=[
+        "continual export billing@1 billing-adapter",
+        "continual export billing@1 billing-model --format transformers",
+    ],
+)
 def export(
-    common: CommonOptions,
+    common: BackboneOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     form: Annotated[
@@ -32,9 +39,9 @@ def export(
     )
 
 
-@command(app, name="import")
+@command(app, name="import", examples=["continual import billing-adapter --task billing --rows billing.yaml"])
 def import_folder(
-    common: CommonOptions,
+    common: BackboneOptions,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that PEFT or `export` wrote.")],
     task: Annotated[str, typer.Option("--task", help="The task that gets the delta as its next version.")],
     rows: Annotated[

@@ -5,20 +5,21 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import AfterName, CommonOptions, Limit, command, group, print_message, print_rows
+from continual.cli.commands import command, group
+from continual.cli.options import AfterName, CommonOptions, Limit, print_message, print_rows
 from registry import Role, add_key, revoke_key
 
 KeyName = Annotated[str, typer.Argument(help="The name of a key, such as its user or program.")]
 
 
-@group("keys")
+@group("keys", examples=["continual keys"])
 def keys(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
     """List the API keys of `continual serve`, including revoked ones."""
     with common.registry() as registry:
         print_rows(common, registry.keys(limit=limit, after=after), title="Keys")
 
 
-@command(keys)
+@command(keys, examples=["continual keys add website", "continual keys add operations --admin"])
 def add(
     common: CommonOptions,
     name: KeyName,
@@ -39,7 +40,7 @@ def add(
     )
 
 
-@command(keys)
+@command(keys, examples=["continual keys revoke website"])
 def revoke(common: CommonOptions, name: KeyName) -> None:
     """Revoke a key for good."""
     with common.registry() as registry:

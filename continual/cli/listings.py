@@ -6,16 +6,16 @@ from typing import Annotated
 import typer
 
 from continual.cli import lineage_graph
+from continual.cli.commands import app, command, group
 from continual.cli.options import (
     AfterName,
     BackboneName,
+    BackboneOptions,
     CommonOptions,
+    Device,
     Limit,
     TaskName,
-    app,
-    command,
     err,
-    group,
     out,
     print_json,
     print_message,
@@ -25,14 +25,14 @@ from registry import DatabaseDamaged, RegistryMissing
 from tasks.errors import InputError
 
 
-@group("tasks")
+@group("tasks", examples=["continual tasks", "continual tasks --limit 50 --after billing --json"])
 def tasks(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
     """List the registered tasks."""
     with common.registry() as registry:
         print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks")
 
 
-@command(tasks)
+@command(tasks, examples=["continual tasks show billing"])
 def show(common: CommonOptions, task: Annotated[str, typer.Argument(help="A learned task.")]) -> None:
     """Show one task in full: kind, labels, rows, source, and its versions with scores, warnings and parents."""
     with common.registry() as registry:
@@ -47,14 +47,14 @@ def show(common: CommonOptions, task: Annotated[str, typer.Argument(help="A lear
         print_task(out, document)
 
 
-@group("deltas")
+@group("deltas", examples=["continual deltas --task billing"])
 def deltas(common: CommonOptions, task: TaskName = None, limit: Limit = None, after: AfterName = None) -> None:
     """List the registered deltas, one row per version."""
     with common.registry() as registry:
         print_rows(common, registry.deltas(task, limit=limit, after=after), title="Deltas")
 
 
-@command(app)
+@command(app, examples=["continual lineage billing@2", "continual lineage billing@1 --descendants --mermaid"])
 def lineage(
     common: CommonOptions,
     delta: Annotated[str, typer.Argument(help="A delta, such as sst2@1.")],
@@ -76,9 +76,9 @@ def lineage(
         print_rows(common, edges, title=f"{'Descendants' if descendants else 'Lineage'} of {delta}")
 
 
-@command(app)
+@command(app, examples=["continual similar billing", "continual similar billing --rows"])
 def similar(
-    common: CommonOptions,
+    common: BackboneOptions,
     task: Annotated[str, typer.Argument(help="A learned task.")],
     rows: Annotated[
         bool, typer.Option("--rows", help="Also read the task's rows and score them through each task's delta.")
@@ -102,10 +102,11 @@ def similar(
     print_rows(common, neighbours, title=f"Tasks like {task}", hidden=hidden)
 
 
-@command(app, name="verify")
+@command(app, name="verify", examples=["continual verify --quick", "continual verify --device cpu --json"])
 def verify_registry(
     common: CommonOptions,
     quick: Annotated[bool, typer.Option("--quick", help="Skip checks that load the backbone.")] = False,
+    device: Device = "auto",
     backbone: BackboneName = None,
 ) -> None:
     """Check every row, every blob, the backbones and the champions' predictions; exit code 1 on a problem."""
@@ -113,7 +114,7 @@ def verify_registry(
 
     try:
         with common.registry() as registry, err.status("verifying"):
-            result = verify_home(registry, quick=quick, backbone=backbone, device=common.device)
+            result = verify_home(registry, quick=quick, backbone=backbone, device=device)
     except (DatabaseDamaged, RegistryMissing) as error:
         result = VerificationReport([str(error)], [])
     for note in result.notes:

@@ -5,12 +5,20 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import CommonOptions, app, command, err, print_message, print_rows
+from continual.cli.commands import LEARNED_IS_KEPT, app, command
+from continual.cli.options import BackboneOptions, err, print_message, print_rows
 
 
-@command(app)
+@command(
+    app,
+    examples=[
+        "continual migrate --to models/new-backbone --check",
+        "continual migrate --to models/new-backbone --tasks billing,delivery",
+    ],
+    kept=LEARNED_IS_KEPT,
+)
 def migrate(
-    common: CommonOptions,
+    common: BackboneOptions,
     to: Annotated[
         str, typer.Option("--to", metavar="BACKBONE", help="The new backbone: a name, a hub id or a folder.")
     ],

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import CommonOptions, app, command, group, print_message, print_rows
+from continual.cli.commands import app, command, command_line, group
+from continual.cli.options import CommonOptions, print_address, print_message, print_rows
 from registry import list_pending
 
 
-@group("mlflow")
+@group("mlflow", examples=["continual mlflow"])
 def mlflow(common: CommonOptions) -> None:
     """List the messages that were not sent to MLflow yet, with the error of the last attempt."""
     with common.registry() as registry:
@@ -17,7 +18,7 @@ def mlflow(common: CommonOptions) -> None:
     print_rows(common, rows, title="Not sent to MLflow yet")
 
 
-@command(mlflow)
+@command(mlflow, examples=["continual mlflow sync"])
 def sync(common: CommonOptions) -> None:
     """Send MLflow all messages that it missed; exit code 1 if one cannot be sent."""
     from continual.tracking import flush_outbox
@@ -30,7 +31,7 @@ def sync(common: CommonOptions) -> None:
         raise typer.Exit(1)
 
 
-@command(app)
+@command(app, examples=["continual ui --port 5001"])
 def ui(
     common: CommonOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -42,6 +43,10 @@ def ui(
     with common.registry() as registry:
         list(flush_outbox(registry, common.locations))
         warn_unsent(registry, common.locations)
-    raise typer.Exit(
-        serve_ui(common.locations, host=host, port=port, on_address=lambda url: print_message(f"runs are at {url}"))
-    )
+
+    def on_address(url: str) -> None:
+        print_address(common, url, message="runs are at")
+
+    code = serve_ui(common.locations, host=host, port=port, on_address=on_address)
+    print_message(f"serving has ended. Go on with: {command_line()}")
+    raise typer.Exit(code)

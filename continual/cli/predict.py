@@ -2,30 +2,38 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from continual.cli.options import (
-    AbstentionRate,
-    BackboneName,
-    CommonOptions,
-    RouterName,
-    TaskName,
-    app,
-    command,
-    err,
-)
+from continual.cli.commands import app, command
+from continual.cli.options import AbstentionRate, BackboneName, BackboneOptions, RouterName, TaskName, err
 from continual.errors import DeltaError
 from continual.settings import FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
 
 BATCH_SIZE = 256  # inputs
 
 
-@command(app)
+@dataclass(frozen=True)
+class LinesOptions(BackboneOptions):
+    """The options of a command that prints JSON lines, with or without `--json`."""
+
+    json: Annotated[bool, typer.Option("--json", help="Changes nothing: answers are JSON lines in any case.")] = False
+
+
+@command(
+    app,
+    examples=[
+        'echo "the parcel was crushed" | continual predict',
+        "continual predict tickets.csv --text-column message --output answers.csv",
+        "continual predict --task billing < texts.txt",
+    ],
+    kept="answers that were printed are complete, and a file of --output is as it was",
+)
 def predict(
-    common: CommonOptions,
+    common: LinesOptions,
     file: Annotated[str, typer.Argument(help="A file of lines, or .csv, .tsv, .parquet; - is standard input.")] = "-",
     task: TaskName = None,
     text_column: Annotated[

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.options import AfterName, AfterRow, CommonOptions, Limit, TaskName, app, command, print_rows
+from continual.cli.commands import app, command
+from continual.cli.options import AfterName, AfterRow, CommonOptions, Limit, TaskName, print_rows
 from tasks.errors import InputError
 
 query = typer.Typer(
@@ -20,7 +21,7 @@ Split = Annotated[
 Task = Annotated[str, typer.Argument(help="A learned task.")]
 
 
-@command(query)
+@command(query, examples=["continual query best --metric accuracy"])
 def best(
     common: CommonOptions,
     task: TaskName = None,
@@ -35,7 +36,7 @@ def best(
     print_rows(common, rows, title="Best deltas")
 
 
-@command(query)
+@command(query, examples=["continual query changes --since 2026-01-31"])
 def changes(
     common: CommonOptions,
     since: Annotated[
@@ -51,7 +52,7 @@ def changes(
         print_rows(common, registry.changes(since=start, task=task, limit=limit, after=after), title="Changes")
 
 
-@command(query)
+@command(query, examples=["continual query history billing --split validation"])
 def history(
     common: CommonOptions,
     task: Task,
@@ -66,14 +67,14 @@ def history(
     print_rows(common, rows, title=f"Scores of {task}")
 
 
-@command(query)
+@command(query, examples=["continual query siblings billing"])
 def siblings(common: CommonOptions, task: Task, limit: Limit = None, after: AfterRow = None) -> None:
     """List the deltas of other tasks that came from the same parents."""
     with common.registry() as registry:
         print_rows(common, registry.siblings(task, limit=limit, after=after), title=f"Siblings of {task}")
 
 
-@command(query)
+@command(query, examples=["continual query cost helpdesk"])
 def cost(
     common: CommonOptions,
     stream: Annotated[str | None, typer.Argument(help="A stream; by default all.")] = None,
@@ -85,7 +86,7 @@ def cost(
         print_rows(common, registry.cost(stream, limit=limit, after=after), title="Costs")
 
 
-@command(query)
+@command(query, examples=["continual query dependents --backbone minilm"])
 def dependents(
     common: CommonOptions,
     backbone: Annotated[str | None, typer.Option("--backbone", help="The backbone's fingerprint or name.")] = None,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from continual.cli.commands import app, command
 from continual.cli.options import (
     BackboneName,
+    BackboneOptions,
     CommonOptions,
     Html,
     Limit,
-    app,
-    command,
     out,
     print_json,
     print_message,
@@ -23,7 +23,7 @@ from tasks import read_stream
 from tasks.errors import InputError
 
 
-@command(app)
+@command(app, examples=["continual report", "continual report helpdesk --per-class --html report.html"])
 def report(
     common: CommonOptions,
     stream: Annotated[str | None, typer.Argument(help="The name of a stream; by default the one begun last.")] = None,
@@ -37,9 +37,11 @@ def report(
         print_stream_report(common, registry, stream or _last_stream(registry), html=html, per_class=per_class)
 
 
-@command(app)
+@command(app, examples=["continual audit stream.yaml"])
 def audit(
-    common: CommonOptions, stream: Annotated[Path, typer.Argument(help="A stream file.")], backbone: BackboneName = None
+    common: BackboneOptions,
+    stream: Annotated[Path, typer.Argument(help="A stream file.")],
+    backbone: BackboneName = None,
 ) -> None:
     """Predict all test rows of a stream again; exit code 1 if a prediction is not bit-identical."""
     loaded = read_stream(stream)
@@ -52,9 +54,9 @@ def audit(
         raise typer.Exit(1)
 
 
-@command(app)
+@command(app, examples=["continual errors billing --limit 20"])
 def errors(
-    common: CommonOptions,
+    common: BackboneOptions,
     task: Annotated[str, typer.Argument(help="A learned task.")],
     limit: Limit = None,
     backbone: BackboneName = None,

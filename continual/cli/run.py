@@ -6,23 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from continual.cli.options import (
-    BackboneName,
-    CommonOptions,
-    app,
-    command,
-    err,
-    print_message,
-    print_rows,
-)
+from continual.cli.commands import LEARNED_IS_KEPT, app, command
+from continual.cli.options import BackboneName, BackboneOptions, err, print_message, print_rows
 from continual.settings import DEFAULT_HOME
 from tasks import Stream, read_stream, read_task, write_demo_stream
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 
 
-@command(app)
-def demo(common: CommonOptions) -> None:
+@command(app, examples=["continual demo"], kept=LEARNED_IS_KEPT)
+def demo(common: BackboneOptions) -> None:
     """Learn the docstrings of installed packages, one task per package, and show the report."""
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo_stream(common.home / "demo"))
@@ -36,9 +29,17 @@ def demo(common: CommonOptions) -> None:
     )
 
 
-@command(app)
+@command(
+    app,
+    examples=[
+        "continual run stream.yaml --check",
+        "continual run stream.yaml",
+        "continual run stream.yaml --engine ray --workers 4",
+    ],
+    kept=LEARNED_IS_KEPT,
+)
 def run(
-    common: CommonOptions,
+    common: BackboneOptions,
     stream: StreamFile,
     backbone: BackboneName = None,
     check: Annotated[
@@ -80,9 +81,13 @@ def run(
         _learn_stream(common, loaded, backbone, retries=retries, engine=resolved)
 
 
-@command(app)
+@command(
+    app,
+    examples=["continual learn billing.yaml --backbone minilm", "continual learn stream.yaml --task billing"],
+    kept="nothing of this version is, and earlier ones serve as before",
+)
 def learn(
-    common: CommonOptions,
+    common: BackboneOptions,
     file: Annotated[Path, typer.Argument(help="A task file, or a stream file with --task.")],
     task: Annotated[str | None, typer.Option("--task", help="The task of a stream file.")] = None,
     backbone: BackboneName = None,
@@ -98,7 +103,7 @@ def learn(
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
-def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
+def _learn_stream(common: BackboneOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars
         from continual.cli.report import print_stream_report
@@ -114,7 +119,7 @@ def _learn_stream(common: CommonOptions, stream: Stream, backbone: str | None, *
         raise typer.Exit(1)
 
 
-def _check_stream(common: CommonOptions, stream: Stream, backbone: str | None) -> None:
+def _check_stream(common: BackboneOptions, stream: Stream, backbone: str | None) -> None:
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.streams.estimate import estimate_stream
 

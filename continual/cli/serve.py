@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from continual.cli.commands import app, command, command_line
 from continual.cli.options import (
     AbstentionRate,
     BackboneName,
+    BackboneOptions,
     CommonOptions,
     RouterName,
-    app,
-    command,
     err,
+    print_address,
     print_message,
 )
 from continual.escaping import escape_control_characters
@@ -32,9 +33,9 @@ SERVE_EXTRA_MISSING = "serving needs the extra `serve`; install it: pip install 
 RAY_EXTRA_MISSING = "serving by replicas needs the extra `ray`; install it: pip install 'continual-deltas[serve,ray]'"
 
 
-@command(app)
+@command(app, examples=["continual serve --port 8080", "continual serve --replicas 2 --replica-cpus 2"])
 def serve(
-    common: CommonOptions,
+    common: BackboneOptions,
     host: Annotated[
         str, typer.Option(help="Address to listen on; one that other machines reach needs keys (`continual keys`).")
     ] = "127.0.0.1",
@@ -91,8 +92,9 @@ def serve(
         netloc = f"{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
         resources = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
         with _replicated(config, replicas, resources, address, netloc) if replicas else _single(config) as application:
-            print_message(f"serving on http://{netloc}")
+            print_address(common, f"http://{netloc}", message="serving on")
             serve_app(application, listener, grace=timeout)
+    print_message(f"serving has ended. Go on with: {command_line()}")
 
 
 def _refuse_replica_options(options: dict[str, str | float | None]) -> None:

@@ -9,12 +9,12 @@ import typer
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from continual.cli.commands import app, command
 from continual.cli.options import (
     BackboneName,
+    BackboneOptions,
     CommonOptions,
     Html,
-    app,
-    command,
     err,
     out,
     print_json,
@@ -36,9 +36,13 @@ MAX_TABLE_ROWS = 60  # longer tables are not printed in the terminal
 MAX_SEED = 2**32 - 1
 
 
-@command(app)
+@command(
+    app,
+    examples=["continual study", "continual study convergence stream.yaml --seeds 0,1,2 --html study.html"],
+    kept="trials that were run are kept",
+)
 def study(
-    common: CommonOptions,
+    common: BackboneOptions,
     name: Annotated[str | None, typer.Argument(help="The name of a study; without it, all are listed.")] = None,
     stream: Annotated[Path | None, typer.Argument(help="A stream file.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Names of tasks, by commas; by default all of the stream.")] = None,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from continual.cli.commands import app, command
 from continual.cli.listings import deltas, tasks
-from continual.cli.options import CommonOptions, app, command, print_rows
+from continual.cli.options import CommonOptions, print_rows
 from registry import Registry, archive_delta, collect_garbage, delete_task, promote_delta, purge_task
 from tasks.errors import InputError
 
@@ -19,7 +20,7 @@ Reason = Annotated[str | None, typer.Option("--reason", help="The reason, which 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-@command(deltas)
+@command(deltas, examples=['continual deltas promote billing@1 --reason "the new rows were wrong"'])
 def promote(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> None:
     """Make a version its task's champion, regardless of scores; the champion before it is archived."""
     with common.writable_registry() as registry:
@@ -27,7 +28,7 @@ def promote(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> N
         _print_delta(common, registry, delta, title="Serves from now on")
 
 
-@command(deltas)
+@command(deltas, examples=["continual deltas archive billing@1"])
 def archive(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> None:
     """Archive a version; a task whose champion is archived has none and is not served."""
     with common.writable_registry() as registry:
@@ -35,7 +36,7 @@ def archive(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> N
         _print_delta(common, registry, delta, title="Archived")
 
 
-@command(tasks)
+@command(tasks, examples=["continual tasks delete billing --yes"])
 def delete(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Delete a task and its deltas, unless one that is not archived is a parent of another task's delta."""
     with common.writable_registry() as registry:
@@ -44,7 +45,7 @@ def delete(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, rea
     print_rows(common, [{"task": task, **removed}], title="Deleted")
 
 
-@command(app)
+@command(app, examples=['continual purge billing --yes --reason "erasure request"'])
 def purge(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Remove for good everything learned of a task and the records of its data; only names remain."""
     with common.writable_registry() as registry:
@@ -53,7 +54,7 @@ def purge(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reas
     print_rows(common, [{"task": task, **removed}], title="Purged")
 
 
-@command(app)
+@command(app, examples=["continual gc --dry-run", "continual gc --older-than 7d"])
 def gc(
     common: CommonOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the blobs that would be deleted.")] = False,
