@@ -5,8 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from continual.cli.tables import table_of
-from continual.escaping import escape_control_characters
+from continual.cli.table_layout import TextTable, print_table, print_text
 from continual.reports.classes import confusion_matrix
 
 MAX_MATRIX_LABELS = 12  # a larger matrix is a list of its most frequent confusions
@@ -29,7 +28,7 @@ def print_classes(console: Console, report: Mapping[str, Any]) -> None:
     ]
     _print_title(console, f"Classes of {report['delta']}, on test rows")
     columns = ("label", "precision", "recall", "F1", "support")
-    console.print(table_of(columns, rows, numeric=[column != "label" for column in columns]))
+    print_table(console, TextTable(columns, rows, [column != "label" for column in columns]))
     if len(entries) <= MAX_MATRIX_LABELS:
         _print_matrix(console, report)
     elif report["confused_labels"]:
@@ -44,15 +43,15 @@ def _print_matrix(console: Console, report: Mapping[str, Any]) -> None:
     ]
     columns = ("label \\ answer", *(str(number) for number, _ in enumerate(labels, start=1)))
     _print_title(console, f"Test rows of {report['delta']} by label and answer")
-    console.print(table_of(columns, rows, numeric=[False, *[True] * len(labels)]))
+    print_table(console, TextTable(columns, rows, [False, *[True] * len(labels)]))
 
 
 def _print_pairs(console: Console, report: Mapping[str, Any]) -> None:
     pairs = report["confused_labels"][:SHOWN_PAIRS]
     rows = [(pair["label"], pair["answered"], str(pair["rows"])) for pair in pairs]
     _print_title(console, f"Labels of {report['delta']} that are confused most often")
-    console.print(table_of(("label", "answered", "rows"), rows, numeric=(False, False, True)))
+    print_table(console, TextTable(("label", "answered", "rows"), rows, (False, False, True)))
 
 
 def _print_title(console: Console, title: str) -> None:
-    console.print(escape_control_characters(title), style="bold", markup=False)
+    print_text(console, title, style="bold")

@@ -169,14 +169,15 @@ def print_rows(common: CommonOptions, rows: list[dict[str, Any]], *, title: str,
         title: The table's title.
         hidden: Columns that the table leaves out.
     """
+    from continual.cli.table_layout import print_table, print_text
     from continual.cli.tables import listing
 
     if common.json:
         print_json(rows)
     else:
-        out.print(escape_control_characters(title if rows else f"{title}: none"), style="bold", markup=False)
+        print_text(out, title if rows else f"{title}: none", style="bold")
         if rows:
-            out.print(listing(rows, hidden=hidden))
+            print_table(out, listing(rows, hidden=hidden))
 
 
 def print_message(message: str, *, style: str | None = None) -> None:

@@ -82,10 +82,10 @@ def predict(
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[int], object]]:
     """Show a bar on a terminal where the number of inputs is known; yield what advances it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = total is not None and total > BATCH_SIZE and err.is_terminal
-    with Progress(*columns, console=err, disable=not shown, transient=True) as bar:
-        inputs = bar.add_task("", total=total)
+    from continual.cli.progress import flexible_bar, timed_progress
+
+    with timed_progress(err, flexible_bar(), MofNCompleteColumn(), transient=True) as bar:
+        inputs = bar.add_task("", total=total, visible=total is not None and total > BATCH_SIZE)
         yield lambda count: bar.advance(inputs, count)

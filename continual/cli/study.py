@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from continual.cli.commands import app, command
 from continual.cli.options import (
@@ -104,17 +103,17 @@ def _print_study(common: CommonOptions, summary: dict[str, Any], study_run: "Stu
             {**summary, "tables": study_run.result.to_json, "metrics": dict(study_run.result.metrics), "trials": trials}
         )
         return
-    from continual.cli.tables import table_of
+    from continual.cli.table_layout import TextTable, print_table, print_text
 
     for section in study_run.result.sections:
         if section.table:
-            out.print(escape_control_characters(section.title), style="bold", markup=False)
+            print_text(out, section.title, style="bold")
             if section.text:
-                out.print(escape_control_characters(section.text), style="dim", markup=False)
+                print_text(out, section.text, style="dim")
             if len(section.table.rows) > MAX_TABLE_ROWS:
                 out.print(f"{len(section.table.rows)} rows, which --json and --html show\n")
             else:
-                out.print(table_of(section.table.columns, section.table.texts, numeric=section.table.numeric))
+                print_table(out, TextTable(section.table.columns, section.table.texts, section.table.numeric))
 
 
 def _write_page(file: Path, summary: dict[str, Any], result: "Result") -> None:
@@ -133,8 +132,12 @@ def _write_page(file: Path, summary: dict[str, Any], result: "Result") -> None:
 
 @contextmanager
 def _progress(name: str) -> Iterator["ProgressCallback"]:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err) as bars:
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    from continual.cli.progress import flexible_bar, timed_progress
+
+    columns = (TextColumn("{task.description}", markup=False), flexible_bar(), MofNCompleteColumn())
+    with timed_progress(err, *columns) as bars:
         bar = bars.add_task(name, total=None)
         yield lambda done, total, trial: bars.update(
             bar, completed=done, total=total, description=escape_control_characters(_describe(trial))

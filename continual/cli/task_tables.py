@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from continual.cli.class_tables import print_classes
-from continual.cli.tables import format_value, table_of
-from continual.escaping import escape_control_characters
+from continual.cli.table_layout import TextTable, print_record, print_table, print_text
+from continual.cli.tables import format_value
 
 HEADINGS = ("delta", "status", "method", "score", "95 % interval", "ECE", "test rows", "learned on")
 NUMERIC = (False, False, False, True, True, True, True, False)
@@ -23,13 +23,13 @@ def print_task(console: Console, document: Mapping[str, Any]) -> None:
     """
     versions = document["versions"]
     current = next((version for version in reversed(versions) if version["status"] == "champion"), versions[-1])
-    console.print(escape_control_characters(f"Task {document['task']}"), style="bold", markup=False)
-    console.print(table_of(("", ""), list(_facts(document, current)), numeric=(False, False)))
+    print_text(console, f"Task {document['task']}", style="bold")
+    print_record(console, _facts(document, current))
     console.print("Versions", style="bold")
-    console.print(table_of(HEADINGS, map(_version_row, versions), numeric=NUMERIC))
+    print_table(console, TextTable(HEADINGS, list(map(_version_row, versions)), NUMERIC))
     for version in versions:
         for note in _notes(version):
-            console.print(escape_control_characters(f"{version['delta']}: {note}"), markup=False, soft_wrap=True)
+            print_text(console, f"{version['delta']}: {note}")
     print_classes(console, current)
 
 
