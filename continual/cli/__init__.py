@@ -22,6 +22,7 @@ from tasks.errors import ContinualError
 
 # isort: off
 # Each module adds its commands; this is their order in `continual --help`.
+from continual.cli import init  # noqa: F401
 from continual.cli import run  # noqa: F401
 from continual.cli import predict  # noqa: F401
 from continual.cli import report  # noqa: F401
@@ -42,7 +43,7 @@ from continual.cli import database  # noqa: F401
 __all__ = ["app", "main"]
 
 PANELS = {
-    "Learn": ("demo", "run", "learn", "arrivals", "watch", "migrate"),
+    "Learn": ("init", "demo", "run", "learn", "arrivals", "watch", "migrate"),
     "Ask": ("predict", "serve", "keys"),
     "Look": ("report", "errors", "tasks", "deltas", "lineage", "similar", "query", "audit", "ui", "mlflow"),
     "Study": ("compare", "study"),

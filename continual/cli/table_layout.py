@@ -114,7 +114,7 @@ def _fit_widths(least: Sequence[int], natural: Sequence[int], width: int) -> lis
 
 def _draw(table: TextTable, block: Sequence[int], least: Sequence[int], width: int) -> Table:
     """Return the columns of a block as a table of Rich."""
-    natural = [max(map(cell_len, table.texts(column))) for column in block]
+    natural = [max(cell_len(line) for text in table.texts(column) for line in text.split("\n")) for column in block]
     widths = _fit_widths([least[column] for column in block], natural, width)
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column, column_width in zip(block, widths, strict=True):
@@ -133,11 +133,14 @@ def _fold(text: str, width: int) -> list[str]:
     ['a word', 'that', 'is', 'longer']
     """
     lines: list[str] = []
-    for word in text.split(" "):
-        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+    for paragraph in text.split("\n"):
+        first, *words = paragraph.split(" ")
+        lines.append(first)
+        for word in words:
+            if cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+                lines[-1] += f" {word}"
+            else:
+                lines.append(word)
     return lines
 
 
