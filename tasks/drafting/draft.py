@@ -27,12 +27,14 @@ LABEL_NAMES = (
     *("score", "rating", "stars", "similarity"),
 )
 TARGET_NAMES = (
-    *("target", "summary", "highlights", "response", "output", "answer", "completion", "translation", "reply"),
-    *("paraphrase", "simplification"),
+    *("target", "summary", "highlights", "response", "output", "completion", "translation", "reply"),
+    *("paraphrase", "simplification", "answer", "answers"),
 )
 READ_LENGTHS = (32, 64, 128, 256, 512)  # tokens
 BYTES_PER_TOKEN = 3  # at least, in most texts
 READ_SHARE = 0.95  # of the texts that should be read to their end
+
+ANSWER_NAMES = ("answer", "answers")
 
 Profiles = Mapping[str, ColumnProfile]
 
@@ -123,7 +125,7 @@ def _draft_task(group: FileGroup, folder: Path, text: Sequence[str], label: str 
     profiles = profile_table(table)
     target = _guess_target(profiles, text, label, where=group.name)
     names, text_reason = _guess_text(profiles, text, target, where=group.name)
-    if target.kind == "generation" and len(names) > 1 and _are_spans(table, target.column.name, passage=names[1]):
+    if len(names) > 1 and _are_spans(table, target.column, passage=names[1]):
         target = replace(target, kind="span", reason=f"{target.reason}; all of them occur in {names[1]!r}")
     key = KIND_SCHEMAS[target.kind].target_column
     needed = {*names, target.column.name}
@@ -184,9 +186,11 @@ def _target_of(profile: ColumnProfile, choice: str) -> _Target:
     return _Target(kind, profile, f"column {profile.name!r} has {looks}; {choice}")
 
 
-def _are_spans(table: Table, answers: str, *, passage: str) -> bool:
-    """Return whether every answer occurs in its row's passage."""
-    columns = (table.column(name).values for name in (answers, passage))
+def _are_spans(table: Table, answers: ColumnProfile, *, passage: str) -> bool:
+    """Return whether a column is called answer, and every answer occurs in its row's passage."""
+    if answers.type != "texts" or answers.name.casefold() not in ANSWER_NAMES:
+        return False
+    columns = (table.column(name).values for name in (answers.name, passage))
     return all(str(answer) in str(text) for answer, text in zip(*columns, strict=True))
 
 
