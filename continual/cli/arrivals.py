@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from continual.callbacks import RunCallbacks
-from continual.cli.commands import app, command, command_line, group
+from continual.cli.commands import app, command, group
 from continual.cli.options import (
     AfterRow,
     BackboneName,
@@ -27,7 +27,11 @@ HIDDEN_COLUMNS = ("holder", "backbone", "submitted_at")
 Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 
 
-@command(app, examples=["continual watch inbox --backbone minilm", "continual watch registry --idle 60"])
+@command(
+    app,
+    examples=["continual watch inbox --backbone minilm", "continual watch registry --idle 60"],
+    kept="arrivals that are not learned wait",
+)
 def watch(
     common: BackboneOptions,
     where: Annotated[
@@ -43,10 +47,11 @@ def watch(
 ) -> None:
     """Learn submitted tasks as they arrive, until Ctrl-C or SIGTERM."""
     folder = None if where == REGISTRY else Path(where)
-    with common.learner(backbone, create=True) as learner, _interrupt_on_sigterm():
+    with common.learner(backbone, create=True) as learner, _recorded_signals() as signals:
         errors = learner.watch(folder, idle=idle, callbacks=_message_callbacks())
-    print_message(f"watching has ended; arrivals that are not learned wait. Go on with: {command_line()}")
     print_rows(common, [{"arrival": number, "error": error} for number, error in errors.items()], title="Learned")
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
     if any(errors.values()):
         raise typer.Exit(1)
 
@@ -109,10 +114,17 @@ def _message_callbacks() -> RunCallbacks:
 
 
 @contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, as Ctrl-C does, until the block ends."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _recorded_signals() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM until the block ends; yield the list of those that came."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

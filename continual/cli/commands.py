@@ -74,11 +74,6 @@ def group(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., None
     return lambda function: _group(name, function, examples)
 
 
-def command_line() -> str:
-    """Return the command line of this process, to be pasted into a shell."""
-    return shlex.join(["continual", *sys.argv[1:]])
-
-
 def _help(function: Callable[..., None]) -> str:
     """Return the docstring with each paragraph on one line, to be wrapped to the terminal's width."""
     return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n"))
@@ -132,7 +127,8 @@ def _explaining_interruption(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print_message(f"interrupted{kept and f': {kept}'}. Go on with: {command_line()}")
+        again = shlex.join(["continual", *sys.argv[1:]])
+        print_message(f"interrupted{kept and f': {kept}'}. Go on with: {again}")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from continual.cli.commands import app, command, command_line, group
-from continual.cli.options import CommonOptions, print_address, print_message, print_rows
+from continual.cli.commands import app, command, group
+from continual.cli.options import CommonOptions, print_address, print_rows
 from registry import list_pending
 
 
@@ -47,6 +47,4 @@ def ui(
     def on_address(url: str) -> None:
         print_address(common, url, message="runs are at")
 
-    code = serve_ui(common.locations, host=host, port=port, on_address=on_address)
-    print_message(f"serving has ended. Go on with: {command_line()}")
-    raise typer.Exit(code)
+    raise typer.Exit(serve_ui(common.locations, host=host, port=port, on_address=on_address))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from continual.cli.commands import app, command, command_line
+from continual.cli.commands import app, command
 from continual.cli.options import (
     AbstentionRate,
     BackboneName,
@@ -17,7 +17,6 @@ from continual.cli.options import (
     RouterName,
     err,
     print_address,
-    print_message,
 )
 from continual.escaping import escape_control_characters
 from continual.settings import FALSE_ABSTENTION_RATE
@@ -93,8 +92,9 @@ def serve(
         resources = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
         with _replicated(config, replicas, resources, address, netloc) if replicas else _single(config) as application:
             print_address(common, f"http://{netloc}", message="serving on")
-            serve_app(application, listener, grace=timeout)
-    print_message(f"serving has ended. Go on with: {command_line()}")
+            interrupted = serve_app(application, listener, grace=timeout)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _refuse_replica_options(options: dict[str, str | float | None]) -> None:

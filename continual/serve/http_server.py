@@ -85,7 +85,7 @@ def create_server(app: ASGIApp, *, grace: float = 60.0, limits: ConnectionLimits
     return GracefulServer(config, limits)
 
 
-def serve(app: ASGIApp, listener: socket.socket, *, grace: float, limits: ConnectionLimits | None = None) -> None:
+def serve(app: ASGIApp, listener: socket.socket, *, grace: float, limits: ConnectionLimits | None = None) -> bool:
     """Serve an application on a socket until SIGTERM or Ctrl-C.
 
     Args:
@@ -93,10 +93,20 @@ def serve(app: ASGIApp, listener: socket.socket, *, grace: float, limits: Connec
         listener: The listening socket.
         grace: Seconds that accepted requests have to finish after the signal.
         limits: As for `create_server`.
+
+    Returns:
+        Whether Ctrl-C ended it.
     """
+    server, received = create_server(app, grace=grace, limits=limits), list[int]()
+
+    def end(number: int, _: object) -> None:
+        # uvicorn installs its own handlers later, and raises the signal again when it has shut down.
+        received.append(number)
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn installs its own handlers and raises the signal again when it has shut down: that must do nothing.
-        signal.signal(number, lambda number, frame: None)
+        signal.signal(number, end)
     gc.collect()
     gc.freeze()  # full collections over the libraries' objects took more than half of a request's time
-    create_server(app, grace=grace, limits=limits).run(sockets=[listener])
+    server.run(sockets=[listener])
+    return signal.SIGINT in received

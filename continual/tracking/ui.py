@@ -18,7 +18,7 @@ END_SECONDS = 5.0  # that MLflow's server has to end by itself
 
 
 def serve_ui(locations: Locations, *, host: str, port: int, on_address: Callable[[str], None]) -> int:
-    """Serve MLflow's web interface until interrupted or terminated; return the exit code of its server.
+    """Serve MLflow's web interface until interrupted or terminated; return the exit code of its server, 0 on SIGTERM.
 
     Args:
         locations: Where MLflow's store is.
@@ -27,6 +27,7 @@ def serve_ui(locations: Locations, *, host: str, port: int, on_address: Callable
         on_address: Called with the address of the page that lists the runs.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C ended it.
         InputError: The port cannot be listened on, or the tracking URI is a server, which serves its own interface.
     """
     if locations.mlflow.startswith(("http://", "https://")):
@@ -38,10 +39,18 @@ def serve_ui(locations: Locations, *, host: str, port: int, on_address: Callable
     arguments = ("ui", "--host", host, "--port", str(port))
     # A group of its own, so that the workers of MLflow's server end with it.
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], env=environment, start_new_session=True)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         return server.wait()
     except KeyboardInterrupt:
+        if not terminated:
+            raise
         return 0
     finally:
         signal.signal(signal.SIGTERM, previous)
