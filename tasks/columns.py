@@ -88,6 +88,11 @@ class Table(Protocol):
         """Return the number of rows."""
         ...
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        ...
+
     def column(self, name: str) -> Column:
         """Return the column called `name`.
 
@@ -115,6 +120,11 @@ class DatasetTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return tuple(self.rows.column_names)
 
     def column(self, name: str) -> Column:
         """Return the column called `name`.

@@ -79,6 +79,11 @@ class _ColumnTable:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return tuple(self.columns)
+
     def column(self, name: str) -> Column:
         """See `Table.column`."""
         if name in self.repeated:

@@ -131,7 +131,7 @@ def _draft_task(group: FileGroup, folder: Path, text: Sequence[str], label: str 
     needed = {*names, target.column.name}
     notes = []
     for split in [split for split in group.files if split != "train"]:
-        if missing := sorted(needed - set(read_split(origin, split).rows.column_names)):
+        if missing := sorted(needed - set(read_split(origin, split).column_names)):
             notes.append(f"{split} is left out: its file has no column {', '.join(map(repr, missing))}")
             source = source.model_copy(
                 update={"data_files": {of: file for of, file in (source.data_files or {}).items() if of != split}}

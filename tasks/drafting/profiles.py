@@ -94,7 +94,7 @@ class ColumnProfile:
 
 def profile_table(table: Table) -> dict[str, ColumnProfile]:
     """Return the profile of every column, by its name."""
-    return {name: profile_column(table.column(name)) for name in table.rows.column_names}
+    return {name: profile_column(table.column(name)) for name in table.column_names}
 
 
 def profile_column(column: Column) -> ColumnProfile:
