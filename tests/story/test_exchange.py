@@ -92,7 +92,7 @@ def test_an_imported_delta_has_the_same_answers(learner: Learner, tmp_path: Path
     assert registered(learner, tmp_path, method) == "mood@2"
     out = tmp_path / "out"
     files = learner.export("mood@2", out)
-    assert files == ("adapter_config.json", "adapter_model.safetensors", "head.json", "head.safetensors")
+    assert files == ("README.md", "adapter_config.json", "adapter_model.safetensors", "head.json", "head.safetensors")
     assert learner.import_peft(out, "mood") == "mood@3"
     torch.testing.assert_close(answers(learner, "mood@3"), answers(learner, "mood@2"), rtol=1e-4, atol=1e-5)
     new = learner.registry.delta("mood@3")

@@ -1,0 +1,86 @@
+"""The model card of an exported folder, README.md: what is in it, and how it is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from continual.backbones.backbone import Backbone
+from continual.backbones.hub import hub_name
+from continual.deltas import Head
+from continual.exchange.base_identity import HUB_ID
+from continual.kinds import Kind
+from continual.kinds.kind import PooledKind
+from continual.reports.delta_markdown import delta_markdown, escape_markdown
+from registry import Registry
+
+CARD = "README.md"
+_AUTO_CLASSES = {
+    "encoder": "AutoModelForMaskedLM",
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
+_TEMPLATES = Environment(
+    loader=PackageLoader("continual.exchange"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How the folder is loaded.
+
+    Attributes:
+        is_adapter: Whether it is a PEFT adapter for the backbone, not a whole model.
+        is_pipeline: Whether a pipeline of transformers answers with it.
+        layers: Number of the encoder's layers, where a classifier has one more; else None.
+        obstacle: Why no pipeline answers with a whole model; None where one does.
+    """
+
+    is_adapter: bool = False
+    is_pipeline: bool = False
+    layers: int | None = None
+    obstacle: str | None = None
+
+
+def write_model_card(
+    folder: Path, registry: Registry, name: str, *, backbone: Backbone, kind: Kind[Any], head: Head | None, usage: Usage
+) -> None:
+    """Write the card of a delta, which holds none of the task's texts.
+
+    Args:
+        folder: The exported folder.
+        registry: Where the delta is registered.
+        name: The delta.
+        backbone: Its backbone.
+        kind: Its kind.
+        head: Its head.
+        usage: How the folder is loaded.
+    """
+    delta = registry.delta(name)
+    card = _TEMPLATES.get_template("model_card.md").render(
+        front_matter=_front_matter(backbone, usage),
+        title=escape_markdown(name),
+        facts=delta_markdown(registry, name),
+        source=hub_name(backbone.name) if usage.is_adapter else "DIR",
+        auto_class="AutoModel" if head else _AUTO_CLASSES[backbone.architecture],
+        is_seq2seq=backbone.architecture == "seq2seq",
+        is_pooled=isinstance(kind, PooledKind),
+        head=head,
+        kind=delta.kind,
+        max_length=delta.budget["max_length"],
+        **vars(usage),
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _front_matter(backbone: Backbone, usage: Usage) -> dict[str, Any]:
+    """Return what the hub reads; the base model where it is one of the hub's."""
+    front: dict[str, Any] = {"library_name": "peft" if usage.is_adapter else "transformers"}
+    front["tags"] = ["continual-deltas"]
+    if usage.is_pipeline:
+        front["pipeline_tag"] = "text-classification"
+    base = hub_name(backbone.name)
+    if HUB_ID.fullmatch(base) and not Path(base).exists():
+        front["base_model"] = base
+    return front
