@@ -370,6 +370,7 @@ class Champion:
         settings: The method's settings.
         budget: The budget it was trained with.
         digest: Digest of its values.
+        created_at: Time of registration.
     """
 
     task: str
@@ -378,3 +379,4 @@ class Champion:
     settings: dict[str, Any]
     budget: dict[str, Any]
     digest: str
+    created_at: datetime

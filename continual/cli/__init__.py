@@ -7,16 +7,13 @@ Exit codes: 0 done · 2 an error that could be checked before anything was learn
 import atexit
 import gc
 import io
-import logging
 import os
 import sys
-from typing import TextIO, final
-
-from rich.logging import RichHandler
+from typing import TextIO
 
 from continual.cli.commands import app
+from continual.cli.logs import log_messages
 from continual.cli.options import err, print_message
-from continual.escaping import escape_control_characters
 from registry import redact
 from tasks.errors import ContinualError
 
@@ -65,10 +62,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # UTF-8 in every locale; half a surrogate pair becomes its JSON escape
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    handler = RichHandler(console=err, show_path=False, show_time=False)
-    handler.addFilter(_redact_record)
-    handler.setFormatter(EscapingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_messages()
     try:
         app()
     except ContinualError as error:
@@ -81,18 +75,3 @@ def main() -> None:
 def _null_stream() -> TextIO:
     """Replace a standard stream that is None, since it was closed before the program began (`>&-`)."""
     return open(os.devnull, "w", encoding="utf-8")
-
-
-def _redact_record(record: logging.LogRecord) -> bool:
-    """Redact passwords: libraries log the URLs that they open."""
-    record.msg, record.args = redact(record.getMessage()), ()
-    return True
-
-
-@final
-class EscapingFormatter(logging.Formatter):
-    """A log formatter that escapes control characters, which quoted texts and names may hold."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record with control characters escaped."""
-        return escape_control_characters(super().format(record))

@@ -24,7 +24,7 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="peft: an adapter for PEFT; transformers: a whole model with the change in its weights."
+            "--format", help="peft: an adapter for PEFT; transformers: a whole model, with the head in it where `pipeline` can answer."
         ),
     ] = "peft",
     backbone: BackboneName = None,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -191,8 +191,10 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
-def print_address(common: CommonOptions, url: str, *, message: str) -> None:
+def print_address(
+    common: CommonOptions, url: str, *, message: str, announce: Callable[[str], None] = print_message
+) -> None:
     """Say where a server listens, with `--json` as `{"url": …}` on standard output too."""
-    print_message(f"{message} {url}")
+    announce(f"{message} {url}")
     if common.json:
         print_json({"url": url})

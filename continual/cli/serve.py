@@ -1,6 +1,7 @@
 """The command that serves learned tasks over HTTP."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from continual.cli.commands import app, command
+from continual.cli.logs import LogFormat, log_requests
 from continual.cli.options import (
     AbstentionRate,
     BackboneName,
@@ -60,10 +62,14 @@ def serve(
     replica_gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each replica; a fraction shares one; by default 0.")
     ] = None,
+    access_log: Annotated[bool, typer.Option(help="Log every request on standard error, without texts.")] = True,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Form of the log; json writes one object a line.")
+    ] = LogFormat.TEXT,
 ) -> None:
     """Serve every learned task of a backbone over HTTP, with a web page, until Ctrl-C or SIGTERM."""
     try:
-        from continual.serve import Limits, ServerConfig, bind_socket, is_local
+        from continual.serve import ACCESS_FIELDS, AccessLogMiddleware, Limits, ServerConfig, bind_socket, is_local
         from continual.serve import serve as serve_app
     except ImportError as error:
         raise InputError(f"{SERVE_EXTRA_MISSING} ({error})") from error
@@ -72,9 +78,11 @@ def serve(
         _refuse_replica_options(replica_options)
     local = is_local(host)
     _check_keys(common, host, local=local)
+    announce = log_requests(log_format, fields=ACCESS_FIELDS)
+    served_backbone = normalized_backbone_name(_await_backbone(common, backbone, poll=poll, announce=announce))
     with bind_socket(host, port) as listener:
         config = ServerConfig(
-            backbone=normalized_backbone_name(backbone or common.only_backbone()),
+            backbone=served_backbone,
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,
             dtype=common.dtype,
             bits=common.bits,
@@ -91,8 +99,9 @@ def serve(
         netloc = f"{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
         resources = {"cpus": replica_cpus or 1.0, "gpus": replica_gpus or 0.0}
         with _replicated(config, replicas, resources, address, netloc) if replicas else _single(config) as application:
-            print_address(common, f"http://{netloc}", message="serving on")
-            interrupted = serve_app(application, listener, grace=timeout)
+            print_address(common, f"http://{netloc}", message="serving on", announce=announce)
+            logged = AccessLogMiddleware(application) if access_log else application
+            interrupted = serve_app(logged, listener, grace=timeout)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -109,6 +118,22 @@ def _check_keys(common: CommonOptions, host: str, *, local: bool) -> None:
                 f"--host {host} can be reached from other machines, and the registry has no key; "
                 "make one first (`continual keys add NAME`), or listen on 127.0.0.1"
             )
+
+
+def _await_backbone(common: BackboneOptions, named: str | None, *, poll: float, announce: Callable[[str], None]) -> str:
+    """Return the name of the backbone to serve; without a registered one, wait until a first task is learned."""
+    with common.registry() as registry:
+        tasks, backbones = registry.tasks(limit=1), registry.backbones()
+    if not tasks:
+        announce(
+            f"nothing is learned in {common.home} yet; learn a task meanwhile, and it is served without a restart: "
+            f"continual learn TASK.yaml --home {common.home}"
+        )
+    while named is None and not backbones:
+        time.sleep(poll)
+        with common.registry() as registry:
+            backbones = registry.backbones()
+    return named or common.only_backbone()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from continual.serve.api import openai, page, predict, registry, status
+from continual.serve.api import docs, openai, page, predict, registry, status
 from continual.serve.core.admission import Limits, RequestAdmission
 from continual.serve.core.auth import ApiKeyAuth, ApiKeyMiddleware
 from continual.serve.core.champions import ChampionServer
@@ -49,7 +49,7 @@ def create_app(
         summary="Every learned task behind one endpoint",
         version=version(DISTRIBUTION),
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from another site
+        docs_url=None,  # these pages load scripts from another site; `docs_routes` has one that does not
         redoc_url=None,
         responses=openapi_error_responses(400),
     )
@@ -67,6 +67,6 @@ def create_app(
         registry.registry_routes(server.registry, admission.reader),
         status.load_routes(admission, metrics.recent),
     )
-    for router in routers:
+    for router in (*routers, docs.docs_routes(app.openapi)):
         app.include_router(router)
     return app

@@ -121,6 +121,7 @@ def _former_champion(registry: Registry, name: str) -> Champion:
         settings=stored.settings,
         budget=stored.budget,
         digest=stored.values,
+        created_at=stored.created_at,
     )
 
 

@@ -53,7 +53,7 @@ def tasks(session: Session, *, limit: int | None = None, after: str | None = Non
 
     Returns:
         Rows of `continual tasks`: task, kind, metric, labels (their number), rows, champion (the newest, if several
-        backbones have one), score, created_at.
+        backbones have one), score, created_at, champion_created_at.
 
     Raises:
         NotFound: There is no task `after`.
@@ -65,7 +65,7 @@ def tasks(session: Session, *, limit: int | None = None, after: str | None = Non
         .correlate(Task)
     )
     query = (
-        select(Task, Delta.version, ScoreRow.value)
+        select(Task, Delta.version, Delta.created_at, ScoreRow.value)
         .select_from(Task)
         .outerjoin(Delta, Delta.id == newest.scalar_subquery())
         .outerjoin(ScoreRow, and_(ScoreRow.delta_id == Delta.id, *main_score_filter("test")))
@@ -144,7 +144,7 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
     arrivals = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == backbone_id)
     arrived = arrivals.group_by(Delta.task_id).subquery()  # joined: as a subquery it would run per champion
     query = (
-        select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest)
+        select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest, Delta.created_at)
         .join(Task, Task.id == Delta.task_id)
         .join(arrived, arrived.c.task_id == Delta.task_id)
         .where(Delta.backbone_id == backbone_id, is_champion())

@@ -1,6 +1,7 @@
 """Conversion of ORM rows to frozen records and to the rows of `--json` listings."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select
@@ -33,8 +34,8 @@ def to_dicts(session: Session, query: Select[*tuple[Any, ...]]) -> list[ListingR
     return [dict(row) for row in session.execute(query).mappings()]
 
 
-def task_listing(task: Task, version: int | None, score: float | None) -> ListingRow:
-    """Return a row of `continual tasks`; `version` and `score` are the champion's."""
+def task_listing(task: Task, version: int | None, learned_at: datetime | None, score: float | None) -> ListingRow:
+    """Return a row of `continual tasks`; `version`, `learned_at` and `score` are the champion's."""
     return {
         "task": task.name,
         "kind": task.kind,
@@ -44,6 +45,7 @@ def task_listing(task: Task, version: int | None, score: float | None) -> Listin
         "champion": None if version is None else delta_name(task.name, version),
         "score": score,
         "created_at": task.created_at.isoformat(),
+        "champion_created_at": None if learned_at is None else learned_at.isoformat(),
     }
 
 
@@ -91,12 +93,20 @@ def stored_backbone(row: Backbone) -> BackboneRecord:
 
 
 def stored_champion(
-    task: str, version: int, method: str, settings: dict[str, Any], budget: dict[str, Any], digest: str | None
+    task: str,
+    version: int,
+    method: str,
+    settings: dict[str, Any],
+    budget: dict[str, Any],
+    digest: str | None,
+    created_at: datetime,
 ) -> Champion:
     """Return the record of a champion."""
     name = delta_name(task, version)
     values = require_digest(digest, name)
-    return Champion(task=task, delta=name, method=method, settings=settings, budget=budget, digest=values)
+    return Champion(
+        task=task, delta=name, method=method, settings=settings, budget=budget, digest=values, created_at=created_at
+    )
 
 
 def _data_record(stored: dict[str, Any], *, labels: int) -> DataRecord:

@@ -66,7 +66,15 @@ def process(learner: Learner, home: Path, port: int) -> Iterator[subprocess.Pope
     """Run `continual serve` over the same home in another process."""
     words = ["serve", "--home", str(home), "--backbone", learner.backbone.name, "--port", str(port), "--poll", "0.1"]
     running = subprocess.Popen(
-        [sys.executable, "-c", "from continual.cli import main; main()", *words, "--dtype", "float32"],
+        [
+            sys.executable,
+            "-c",
+            "from continual.cli import main; main()",
+            *words,
+            "--dtype",
+            "float32",
+            "--no-access-log",
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -6,6 +6,7 @@
 import base64
 import struct
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -75,18 +76,22 @@ def _add_models(router: APIRouter, admission: RequestAdmission) -> None:
     @router.get("/models", responses=openapi_error_responses(401))
     async def models() -> dict[str, Any]:
         """List the backbone and the tasks that are served on it."""
-        return {"object": "list", "data": [_model(name) for name in (server.backbone.name, *server.champions)]}
+        champions = [_model(task, champion.created_at) for task, champion in server.champions.items()]
+        return {"object": "list", "data": [_model(server.backbone.name), *champions]}
 
     @router.get("/models/{name:path}", responses=openapi_error_responses(401, 404, 409, 422, 503, 504))
     async def model(name: str, request: Request) -> dict[str, Any]:
         """Return the backbone or one task."""
         if name != server.backbone.name:
             await admission.check_task(request, name)
-        return _model(name)
+        champion = server.champions.get(name)
+        return _model(name, champion.created_at if champion else None)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "continual"}
+def _model(name: str, created_at: datetime | None = None) -> dict[str, Any]:
+    """Return a model of OpenAI's list; a task's date is that of the version that serves."""
+    created = int(created_at.timestamp()) if created_at else 0
+    return {"id": name, "object": "model", "created": created, "owned_by": "continual"}
 
 
 def _base64(vector: Sequence[float]) -> str:

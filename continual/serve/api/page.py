@@ -16,15 +16,18 @@ STYLES = ("reports/html/templates/page.css", "serve/web/page.css")
 SCRIPTS = tuple(f"serve/web/{part}.js" for part in ("page", "answer", "tasks", "load"))
 
 
-def render_page() -> tuple[str, dict[str, str]]:
-    """Return the page's HTML and its response headers."""
-    style, script = ("\n".join(map(_read_text, paths)) for paths in (STYLES, SCRIPTS))
-    page = _read_text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
+def page_style() -> str:
+    """Return the style sheet of all pages of the server."""
+    return "\n".join(map(_read_text, STYLES))
+
+
+def page_headers(style: str, script: str = "") -> dict[str, str]:
+    """Return the headers of a page that holds this style and script inline, and may load nothing else."""
     policy = {
         "default-src": "'none'",
         "style-src": _csp_digest(style),
-        "script-src": _csp_digest(script),
-        "connect-src": "'self'",
+        "script-src": _csp_digest(script) if script else "'none'",
+        "connect-src": "'self'" if script else "'none'",
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -32,7 +35,7 @@ def render_page() -> tuple[str, dict[str, str]]:
         "require-trusted-types-for": "'script'",  # the browser refuses to parse any string as HTML
         "trusted-types": "'none'",
     }
-    return page, {
+    return {
         "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
         "x-content-type-options": "nosniff",
         "x-frame-options": "SAMEORIGIN",
@@ -40,6 +43,13 @@ def render_page() -> tuple[str, dict[str, str]]:
         "cross-origin-opener-policy": "same-origin",
         "cache-control": "no-cache",
     }
+
+
+def render_page() -> tuple[str, dict[str, str]]:
+    """Return the page's HTML and its response headers."""
+    style, script = page_style(), "\n".join(map(_read_text, SCRIPTS))
+    page = _read_text("serve/web/page.html").replace("/* style */", style).replace("/* script */", script)
+    return page, page_headers(style, script)
 
 
 def page_routes() -> APIRouter:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from continual.errors import TooLarge, TooLate
 from continual.inference.predictor import Prediction
+from continual.serve.core.access_log import ROWS
 from continual.serve.core.batcher import DynamicBatcher
 from continual.serve.core.champions import ChampionServer, Embedding, InferenceRequest
 from continual.serve.core.metrics import ServerMetrics
@@ -116,6 +117,7 @@ class RequestAdmission:
             NoDelta: An input names a task without a delta on this backbone.
             ClientDisconnected: The client has gone.
         """
+        request.scope[ROWS] = len(inputs)
         self._check_size(inputs)
         start, seconds = time.monotonic(), request_timeout(request, max_seconds=self.limits.seconds)
         for task in {item.task for item in inputs if item.task is not None} - self.server.champions.keys():

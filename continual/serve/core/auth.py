@@ -10,7 +10,7 @@ from continual.serve.core.error_responses import http_error_response
 from registry import Registry, key_digest
 
 READ, ADMIN = "read", "admin"
-OPEN_PATHS = ("/", "/healthz", "/readyz")  # the page, which holds no data, and what a supervisor asks
+OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz")  # pages without data, and what a supervisor asks
 
 
 class ApiKeyAuth:

@@ -57,7 +57,7 @@ function taskRow(task) {
     cell(task.kind, "wide"),
     cell(number(task.rows.train), "number wide"),
     cell(task.champion === null ? "–" : name(task.champion), "wide"),
-    cell(moment(task.created_at), "moment wide"),
+    cell(task.champion === null ? "–" : moment(task.champion_created_at), "moment wide"),
   );
 }
 
