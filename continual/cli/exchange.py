@@ -24,7 +24,8 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="peft: an adapter for PEFT; transformers: a whole model, with the head in it where `pipeline` can answer."
+            "--format",
+            help="peft: an adapter for PEFT; transformers: a whole model, with the head in it where pipeline answers.",
         ),
     ] = "peft",
     backbone: BackboneName = None,

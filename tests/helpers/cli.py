@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from continual.cli import main
+from continual.cli import app, main
 from tests.helpers.mlflow_runs import copy_empty_store
 
 
@@ -46,3 +47,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return CliResult(int(stopped.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+def parse_command(words: Sequence[str]) -> None:
+    """Parse the words of a command line without running it; raises the parser's error if they are invalid."""
+    _parse(typer.main.get_command(app), words)
+
+
+def _parse(command: Any, words: Sequence[str]) -> None:
+    context = command.make_context("continual", list(words))
+    if rest := [*context._protected_args, *context.args]:
+        _, subcommand, arguments = command.resolve_command(context, rest)
+        _parse(subcommand, arguments)

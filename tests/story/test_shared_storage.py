@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from mlflow import MlflowClient
 
-from continual.cli import app
 from registry import Registry, find_damage
-from tests.helpers.cli import CliRunner
+from tests.helpers.cli import CliRunner, parse_command
 from tests.helpers.live_server import wait_until
 from tests.helpers.paths import DOCS
 from tests.story.test_cli import stream  # noqa: F401
@@ -133,20 +131,12 @@ def test_every_command_of_the_page_is_valid(line: str, tmp_path: Path, monkeypat
         line = line.replace(file, str(tmp_path / file))
         (tmp_path / file).touch()
     _, *words = shlex.split(line)
-    parsed(typer.main.get_command(app), words)
-
-
-def parsed(command: Any, words: list[str]) -> None:
-    """Parse the words of a command; raises its error if they are invalid."""
-    context = command.make_context("continual", list(words))
-    if rest := [*context._protected_args, *context.args]:
-        _, subcommand, arguments = command.resolve_command(context, rest)
-        parsed(subcommand, arguments)
+    parse_command(words)
 
 
 def test_an_invalid_command_would_be_detected() -> None:
     with pytest.raises(Exception, match="No such option"):
-        parsed(typer.main.get_command(app), ["serve", "--replica", "2"])
+        parse_command(["serve", "--replica", "2"])
 
 
 def test_the_compose_file_is_consistent() -> None:
