@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from continual.settings import Locations
-from continual.tracking.local_store import EXPERIMENT, ensure_local_store
+from continual.tracking.local_store import EXPERIMENT, ensure_local_store, relocate_artifacts
 from registry import Registry, redact, registry_identity
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for a command's own output only
 }
 
@@ -132,10 +133,13 @@ def connect(registry: Registry, locations: Locations) -> MlflowClientContext:
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
     for name in ("alembic", "mlflow"):  # they log every step of setting up a new database
         logging.getLogger(name).setLevel(logging.WARNING)
     ensure_local_store(registry, locations)
+    relocate_artifacts(locations)
+    utils._artifact_repos_cache.clear()  # by run, and a copied home has the same runs elsewhere
     client = MlflowClient(tracking_uri=locations.mlflow)
     experiment = _ensure_experiment(client, locations)
     return MlflowClientContext(registry, client, experiment, registry_identity(registry), locations)

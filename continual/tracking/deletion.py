@@ -50,7 +50,22 @@ def _delete_run(context: MlflowClientContext, run: "Run") -> None:
     store = context.client._tracking_client.store
     # As `mlflow gc` does; the client of a server has no such call: there, that command removes the run for good.
     if hasattr(store, "_hard_delete_run"):
+        _delete_datasets(store, run.info.run_id)
         store._hard_delete_run(run.info.run_id)
+
+
+def _delete_datasets(store: Any, run_id: str) -> None:
+    """Delete the records of a run's rows, which MLflow keeps beyond the run, unless another run has them too."""
+    from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlInput, SqlInputTag
+
+    with store.ManagedSessionMaker(read_only=False) as session:
+        inputs = session.query(SqlInput).filter(SqlInput.destination_id == run_id)
+        ids, datasets = ([getattr(item, name) for item in inputs] for name in ("input_uuid", "source_id"))
+        session.query(SqlInputTag).filter(SqlInputTag.input_uuid.in_(ids)).delete(synchronize_session=False)
+        inputs.delete(synchronize_session=False)
+        is_unused = SqlDataset.dataset_uuid.not_in(session.query(SqlInput.source_id))
+        unused = session.query(SqlDataset).filter(SqlDataset.dataset_uuid.in_(datasets), is_unused)
+        unused.delete(synchronize_session=False)
 
 
 def _delete_versions(

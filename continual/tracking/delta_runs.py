@@ -1,10 +1,13 @@
 """The MLflow run of a delta: its parameters, scores and values."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from continual.reports.classes import class_report
+from continual.reports.delta_markdown import delta_markdown
 from continual.tracking.client import (
     MILLISECONDS,
     DependencyPendingError,
@@ -13,7 +16,10 @@ from continual.tracking.client import (
     flatten,
     to_millis,
 )
-from registry import OutboxMessage, StoredDelta, StoredScore, delete_sent, is_purged
+from registry import DataRecord, OutboxMessage, StoredDelta, StoredScore, delete_sent, is_purged, redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
 
 LOGGED_PARAMETERS = (
     "task",
@@ -27,6 +33,8 @@ LOGGED_PARAMETERS = (
     "warm_start",
     "version",
 )
+MAX_NOTE = 8000  # characters of a tag that MLflow accepts
+MAX_DATASET_NAME, MAX_DATASET_DIGEST = 500, 36  # characters of a dataset's name and digest
 
 
 def sync_delta_run(context: MlflowClientContext, pending: OutboxMessage) -> None:
@@ -64,6 +72,8 @@ def _ensure_run(context: MlflowClientContext, delta: StoredDelta) -> str:
     scores = [score for score in context.registry.scores(delta=delta.name) if not score.stream]
     metrics = {(_metric(score), score.step): score.value for score in scores}
     context.log(run_id, _parameters(delta), metrics, timestamp=delta.created_at)
+    if delta.data:
+        context.client.log_inputs(run_id, list(_datasets(delta.task, delta.data)))
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"{escape_name(delta.name)}.safetensors"
         file.write_bytes(context.registry.blobs.get(delta.values))
@@ -86,13 +96,32 @@ def _tags(context: MlflowClientContext, delta: StoredDelta, key: str) -> dict[st
         "warm_start": delta.warm_start,
         "parents": ", ".join(edge["parent"] for edge in context.registry.lineage(delta.name, depth=1)),
     }
+    shown = {
+        "mlflow.note.content": delta_markdown(context.registry, delta.name)[:MAX_NOTE],
+        "mlflow.source.name": " ".join(("continual", delta.versions.get("continual", ""))).strip(),
+        "mlflow.source.type": "LOCAL",
+    }
     stream = context.registry.stream_of(delta.name)
     if stream is None:
-        return context.run_tags(key, name=delta.name, **tags)
+        return context.run_tags(key, name=delta.name, **tags) | shown
     parent = context.active_run(context.registry.stream(stream).mlflow_run)
     if parent is None:
         raise DependencyPendingError(f"stream {stream!r} has no run yet")
-    return context.run_tags(key, name=delta.name, stream=stream, **tags) | {"mlflow.parentRunId": parent.info.run_id}
+    shown["mlflow.parentRunId"] = parent.info.run_id
+    return context.run_tags(key, name=delta.name, stream=stream, **tags) | shown
+
+
+def _datasets(task: str, data: DataRecord) -> "Iterator[DatasetInput]":
+    """Yield the rows of each split as a dataset of MLflow: where they are from and their digest, not the rows."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = CodeDatasetSource({"source": redact(json.dumps(data.spec.get("source"))), "seed": data.seed})
+    for split, digest in data.fingerprints.items():
+        name = f"{task} {split}"[:MAX_DATASET_NAME]
+        profile = json.dumps({"num_rows": data.rows.get(split), "sha256": digest})
+        dataset = Dataset(name, digest[:MAX_DATASET_DIGEST], "code", source.to_json(), profile=profile)
+        yield DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
 
 def _parameters(delta: StoredDelta) -> dict[str, Any]:

@@ -18,6 +18,14 @@ from continual.settings import Locations
 from registry import Registry, file_damage, has_sent_runs, resend_all, sqlite_file, sqlite_url
 
 EXPERIMENT = "continual"
+# Columns of MLflow's tables that hold the address of artifacts.
+ARTIFACT_COLUMNS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("experiments", "artifact_location"),
+)
 MAX_DRAFT_AGE = 3600.0  # seconds; a draft that is older was left by a process that was killed
 
 log = logging.getLogger(__name__)
@@ -55,6 +63,32 @@ def repair_local_store(registry: Registry, locations: Locations) -> None:
             log.warning("%s; it is now %s, and MLflow gets everything again in a new one", defect, aside.name)
         if not file.exists():
             resend_all(unit)
+
+
+def relocate_artifacts(locations: Locations) -> None:
+    """Let the store of a copied or moved home refer to the artifacts beside it; do nothing where MLflow is elsewhere.
+
+    MLflow stores absolute addresses. Without this, a copy would write to and delete from the home that it was copied
+    from.
+    """
+    file = local_store(locations)
+    if locations.artifacts is None or file is None or not file.exists():
+        return
+    engine = create_engine(sqlite_url(file), poolclass=NullPool)
+    with engine.begin() as connection:
+        query = text("SELECT artifact_location FROM experiments WHERE name = :name")
+        former = connection.execute(query, {"name": EXPERIMENT}).scalar()
+        if former is None or former == locations.artifacts:
+            return
+        values = {"new": locations.artifacts, "old": former, "length": len(former)}
+        for table, column in ARTIFACT_COLUMNS:
+            connection.execute(
+                text(
+                    f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) "
+                    f"WHERE substr({column}, 1, :length) = :old"
+                ),
+                values,
+            )
 
 
 def _defect(file: Path) -> str | None:

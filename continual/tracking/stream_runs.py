@@ -1,5 +1,7 @@
 """The MLflow run of a stream, and nested in it one run per compared strategy."""
 
+from datetime import datetime
+
 from continual.reports.comparison import MEASURE_PATHS, average_accuracy_curve, comparison, latest_finished_runs
 from continual.reports.report import Document, stream_report
 from continual.reports.stream_measures import ContinualMeasures
@@ -28,7 +30,7 @@ def _ensure_stream_run(context: MlflowClientContext, stream: StoredStream) -> st
     run = context.active_run(stream.mlflow_run) or next(iter(context.find_runs("key", key)), None)
     if run is None:
         tags = context.run_tags(key, name=stream.name, stream=stream.name, backbone=stream.backbone)
-        run = context.client.create_run(context.experiment, tags=tags)
+        run = context.client.create_run(context.experiment, start_time=to_millis(stream.created_at), tags=tags)
     settings = flatten({name: value for name, value in stream.spec.items() if name != "tasks"})
     missing = {name: value for name, value in settings.items() if name not in run.data.params}
     context.log(run.info.run_id, missing, {}, timestamp=stream.created_at)  # MLflow never changes a parameter's value
@@ -54,13 +56,15 @@ def _log_report(context: MlflowClientContext, run_id: str, stream: StoredStream,
     context.client.log_figure(run_id, confusion_map(confusion, report["tasks"]), "confusion.png")
     context.client.log_dict(run_id, report, "report.json")
     context.client.log_text(run_id, stream_page(context.registry, report), "report.html")
-    _set_status(context, run_id, stream)
+    _set_status(context, run_id, stream, learned_at=timestamp)
 
 
-def _set_status(context: MlflowClientContext, run_id: str, stream: StoredStream) -> None:
+def _set_status(context: MlflowClientContext, run_id: str, stream: StoredStream, *, learned_at: datetime) -> None:
+    """Set the status; a run's time is that of learning, not of sending."""
     states = {position.state for position in stream.positions}
     if states <= {"learned", "failed"}:
-        context.client.set_terminated(run_id, "FAILED" if "failed" in states else "FINISHED")
+        status = "FAILED" if "failed" in states else "FINISHED"
+        context.client.set_terminated(run_id, status, end_time=to_millis(learned_at))
     else:
         context.client.update_run(run_id, status="RUNNING")
 
@@ -94,8 +98,8 @@ def _ensure_strategy_run(
         context.client.delete_run(run.info.run_id)
     tags = context.run_tags(key, name=strategy.strategy, strategy=strategy.strategy, stream=strategy.stream)
     tags |= {"mlflow.parentRunId": parent}
-    run_id: str = context.client.create_run(context.experiment, tags=tags).info.run_id
-    timestamp = strategy.finished_at or strategy.created_at
+    start_time, timestamp = to_millis(strategy.created_at), strategy.finished_at or strategy.created_at
+    run_id: str = context.client.create_run(context.experiment, start_time=start_time, tags=tags).info.run_id
     context.log(run_id, flatten(strategy.settings), _strategy_metrics(report), timestamp=timestamp)
     context.client.set_terminated(run_id, end_time=to_millis(timestamp))
     return run_id

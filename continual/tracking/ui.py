@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from continual.settings import Locations
 from continual.tracking.client import MLFLOW_SETTINGS
-from continual.tracking.local_store import EXPERIMENT, local_store
+from continual.tracking.local_store import EXPERIMENT, local_store, relocate_artifacts
 from registry import redact
 from tasks.errors import InputError
 
@@ -33,6 +33,7 @@ def serve_ui(locations: Locations, *, host: str, port: int, on_address: Callable
     if locations.mlflow.startswith(("http://", "https://")):
         raise InputError(f"MLflow runs at {redact(locations.mlflow)} already; open that address")
     _require_free(host, port)
+    relocate_artifacts(locations)
     on_address(f"http://{host}:{port}/{_runs_page(locations)}")
     # Passed in the environment: a process's arguments are visible to other users, and the URI may hold a password.
     environment = os.environ | MLFLOW_SETTINGS | {"MLFLOW_BACKEND_STORE_URI": locations.mlflow}

@@ -50,7 +50,8 @@ def sync_together(folder: Path, start: Any, errors: Any) -> None:
 def sync_all(registry: Registry, places: Locations) -> list[tuple[str, str]]:
     """Send all pending messages, none of which may fail; the messages sent."""
     sent = list(flush_outbox(registry, places))
-    assert [each.error for each in sent if each.error] == []
+    errors = [each.error for each in sent if each.error]
+    assert errors == [], errors
     return [(each.pending.message, each.pending.subject) for each in sent]
 
 
