@@ -29,7 +29,7 @@ from tasks.errors import InputError
 def tasks(common: CommonOptions, limit: Limit = None, after: AfterName = None) -> None:
     """List the registered tasks."""
     with common.registry() as registry:
-        print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks")
+        print_rows(common, registry.tasks(limit=limit, after=after), title="Tasks", hidden=("created_at",))
 
 
 @command(tasks, examples=["continual tasks show billing"])
