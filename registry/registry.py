@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar, final
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, final
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -36,7 +36,9 @@ from registry.writes import arrivals, streams
 from registry.writes.known_tasks import matching_tasks
 from registry.writes.stream_changes import NO_DATA
 from tasks.errors import InputError
-from tasks.spec import Stream, TaskSpec
+
+if TYPE_CHECKING:
+    from tasks.spec import Stream, TaskSpec
 
 MAX_ATTEMPTS = 3  # of a transaction that meets conflicts
 
@@ -294,7 +296,7 @@ class Registry:
     arrivals, arrivals_left = as_registry_method(arrivals.arrivals), as_registry_method(arrivals.has_pending)
 
     def submit(
-        self, task: TaskSpec | Stream, *, priority: int = 0, folder: Path | str = ".", once: bool = False
+        self, task: "TaskSpec | Stream", *, priority: int = 0, folder: Path | str = ".", once: bool = False
     ) -> int:
         """Add an arrival: a task to be learned by any watching process (`Learner.watch`).
 
@@ -310,6 +312,8 @@ class Registry:
         Raises:
             InputError: `task` is a stream of several tasks, or its rows are in memory.
         """
+        from tasks.spec import Stream  # with Pydantic, which listings do without
+
         stream = task if isinstance(task, Stream) else Stream(name=task.name, tasks=(task,), folder=Path(folder))
         return self.write_with_retry(lambda unit: arrivals.submit(unit.session, stream, priority=priority, once=once))
 

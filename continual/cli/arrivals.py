@@ -19,7 +19,6 @@ from continual.cli.options import (
     print_message,
     print_rows,
 )
-from tasks import read_task
 
 REGISTRY = "registry"
 HIDDEN_COLUMNS = ("holder", "backbone", "submitted_at")
@@ -78,6 +77,8 @@ def add(
     priority: Annotated[int, typer.Option(help="Higher priorities are learned first.")] = 0,
 ) -> None:
     """Submit a task; a task that was learned before is learned again."""
+    from tasks import read_task
+
     stream = read_task(task)
     with common.registry(create=True) as registry:
         _print_arrival(common, registry.submit(stream, priority=priority))

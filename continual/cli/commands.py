@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -15,7 +14,7 @@ from rich.markup import escape
 
 from continual.cli.options import CommonOptions, out, print_message
 from continual.settings import DISTRIBUTION
-from registry import DatabaseDamaged, file_damage, find_row_damage
+from registry import DatabaseDamaged
 from tasks.errors import ContinualError
 
 INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
@@ -30,6 +29,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         out.print(f"continual {version(DISTRIBUTION)}", highlight=False)
         raise typer.Exit
 
@@ -148,6 +149,8 @@ def _naming_damage(common: CommonOptions) -> Iterator[None]:
 
 def _registry_damage(common: CommonOptions) -> list[str]:
     """Return what is damaged in the registry's file, or else in its rows."""
+    from registry import file_damage, find_row_damage
+
     if damage := file_damage(common.locations.registry):
         return damage
     try:

@@ -8,7 +8,6 @@ import typer
 from continual.cli.commands import app, command
 from continual.cli.options import BackboneName, BackboneOptions, Html, err, out, print_json, print_message
 from continual.settings import EWC_STRENGTH, FULL_FINE_TUNING_LR, REPLAY_ROWS
-from tasks import read_stream
 
 
 @command(
@@ -37,6 +36,7 @@ def compare(
     from continual.cli.progress import progress_bars
     from continual.cli.tables import print_comparison
     from continual.experiments.strategies import progress_name, select_strategies
+    from tasks import read_stream
 
     loaded = read_stream(stream)
     names = None if strategies is None else [name.strip() for name in strategies.split(",")]

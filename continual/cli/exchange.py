@@ -7,7 +7,6 @@ import typer
 
 from continual.cli.commands import app, command
 from continual.cli.options import BackboneName, BackboneOptions, print_message, print_rows
-from tasks import read_task
 
 
 @command(
@@ -51,6 +50,8 @@ def import_folder(
     backbone: BackboneName = None,
 ) -> None:
     """Register an adapter that PEFT saved as a new version of a task's delta."""
+    from tasks import read_task
+
     with common.learner(backbone, create=True) as learner:
         name = learner.import_peft(folder, task, rows=read_task(rows) if rows else None)
         stored = learner.registry.delta(name)

@@ -3,17 +3,17 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from continual.cli.commands import app, command
 from continual.cli.options import BackboneName, CommonOptions, err, out, print_json, print_message
 from continual.cli.table_layout import TextTable, print_table
-from continual.cli.tables import format_value
-from tasks import KIND_SCHEMAS
-from tasks.drafting import TaskDraft, draft_stream, to_yaml
 from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from tasks.drafting import TaskDraft
 
 STANDARD_OUTPUT = Path("-")
 DEFAULT_BACKBONE = "minilm"
@@ -50,6 +50,9 @@ def init(
 
     Files called train, validation and test, as in mood/train.csv or mood.train.csv, are the splits of one task.
     """
+    from continual.cli.tables import format_value
+    from tasks.drafting import draft_stream, to_yaml
+
     printed = output == STANDARD_OUTPUT
     if printed and common.json:
         raise InputError("--output - prints the stream file and --json a description of it: give one of them")
@@ -92,7 +95,9 @@ def _write(file: Path, document: str) -> None:
         raise InputError(f"--output {file} cannot be written: {error.strerror or error}; give another file") from error
 
 
-def _row(task: TaskDraft) -> dict[str, Any]:
+def _row(task: "TaskDraft") -> dict[str, Any]:
+    from tasks import KIND_SCHEMAS
+
     spec, data = task.spec, task.data
     return {
         "task": spec.name,

@@ -1,13 +1,15 @@
 """Commands on the API keys of `continual serve`."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from continual.cli.commands import command, group
 from continual.cli.options import AfterName, CommonOptions, Limit, print_message, print_rows
-from registry import Role, add_key, revoke_key
+
+if TYPE_CHECKING:
+    from registry import Role
 
 KeyName = Annotated[str, typer.Argument(help="The name of a key, such as its user or program.")]
 
@@ -28,6 +30,8 @@ def add(
     ] = False,
 ) -> None:
     """Add a key and print its secret, which cannot be shown again: only its digest is stored."""
+    from registry import add_key
+
     role: Role = "admin" if admin else "read"
     with common.registry(create=True) as registry:
         secret = add_key(registry, name, role=role)
@@ -43,6 +47,8 @@ def add(
 @command(keys, examples=["continual keys revoke website"])
 def revoke(common: CommonOptions, name: KeyName) -> None:
     """Revoke a key for good."""
+    from registry import revoke_key
+
     with common.registry() as registry:
         revoked_at = revoke_key(registry, name)
     print_rows(common, [{"key": name, "revoked_at": revoked_at.isoformat()}], title="Revoked")

@@ -7,12 +7,13 @@ import typer
 
 from continual.cli.commands import app, command, group
 from continual.cli.options import CommonOptions, print_address, print_rows
-from registry import list_pending
 
 
 @group("mlflow", examples=["continual mlflow"])
 def mlflow(common: CommonOptions) -> None:
     """List the messages that were not sent to MLflow yet, with the error of the last attempt."""
+    from registry import list_pending
+
     with common.registry() as registry:
         rows = [asdict(pending) | {"due_at": pending.due_at.isoformat()} for pending in list_pending(registry)]
     print_rows(common, rows, title="Not sent to MLflow yet")

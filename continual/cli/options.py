@@ -15,11 +15,11 @@ from rich.markup import escape
 
 from continual.escaping import escape_control_characters
 from continual.settings import DEFAULT_HOME, Locations, resolve_locations
-from registry import Registry, holds_registry
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from continual.learner import Learner
+    from registry import Registry
 
 out = Console()
 err = Console(stderr=True)  # progress and messages; standard output holds only the answer
@@ -65,7 +65,7 @@ class CommonOptions:
         """The URLs of the registry, the blobs and MLflow's store."""
         return resolve_locations(self.home)
 
-    def registry(self, *, create: bool = False) -> Registry:
+    def registry(self, *, create: bool = False) -> "Registry":
         """Open the registry.
 
         Args:
@@ -75,6 +75,8 @@ class CommonOptions:
             InputError: The home is not there, and folders of nearly its name hold a registry.
             RegistryMissing: There is none, though the blob store holds blobs.
         """
+        from registry import Registry
+
         places = self.locations
         if existing := Registry.open_existing(places.registry, places.blobs):
             return existing
@@ -88,7 +90,7 @@ class CommonOptions:
         return get_close_matches(self.home.name, homes, n=3)
 
     @contextmanager
-    def writable_registry(self) -> Iterator[Registry]:
+    def writable_registry(self) -> "Iterator[Registry]":
         """Open the registry, and send its changes to MLflow in the background until the block ends."""
         from continual.tracking import background_sender
 
@@ -121,6 +123,8 @@ class BackboneOptions(CommonOptions):
             InputError: No backbone is named, and not exactly one is registered; or there is no registry.
             RegistryMissing: There is none, though the blob store holds blobs.
         """
+        from registry import holds_registry
+
         name = backbone or self.only_backbone()
         if not create and not holds_registry(self.locations.registry):
             raise InputError(

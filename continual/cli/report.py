@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,9 +18,10 @@ from continual.cli.options import (
     print_message,
     print_rows,
 )
-from registry import Registry
-from tasks import read_stream
 from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from registry import Registry
 
 
 @command(app, examples=["continual report", "continual report helpdesk --per-class --html report.html"])
@@ -44,6 +45,8 @@ def audit(
     backbone: BackboneName = None,
 ) -> None:
     """Predict all test rows of a stream again; exit code 1 if a prediction is not bit-identical."""
+    from tasks import read_stream
+
     loaded = read_stream(stream)
     with common.learner(backbone or loaded.backbone) as learner:
         from continual.streams.audit import audit_stream
@@ -74,7 +77,7 @@ def errors(
 
 def print_stream_report(
     common: CommonOptions,
-    registry: Registry,
+    registry: "Registry",
     stream: str,
     *,
     html: Path | None = None,
@@ -110,7 +113,7 @@ def print_stream_report(
                 print_classes(out, task)
 
 
-def _last_stream(registry: Registry) -> str:
+def _last_stream(registry: "Registry") -> str:
     stream = registry.last_stream()
     if stream is None:
         raise InputError("no stream has been run here yet; run one (`continual run STREAM.yaml`), or give its --home")

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from continual.cli.commands import LEARNED_IS_KEPT, app, command
 from continual.cli.options import BackboneName, BackboneOptions, err, print_message, print_rows
 from continual.settings import DEFAULT_HOME
-from tasks import Stream, read_stream, read_task, write_demo_stream
+
+if TYPE_CHECKING:
+    from tasks import Stream
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 
@@ -17,6 +19,8 @@ StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
 @command(app, examples=["continual demo"], kept=LEARNED_IS_KEPT)
 def demo(common: BackboneOptions) -> None:
     """Learn the docstrings of installed packages, one task per package, and show the report."""
+    from tasks import read_stream, write_demo_stream
+
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo_stream(common.home / "demo"))
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
@@ -65,6 +69,7 @@ def run(
 ) -> None:
     """Learn the tasks of a stream that are not learned yet, and report."""
     from continual.streams.engine import resolve_engine
+    from tasks import read_stream
 
     loaded = read_stream(stream)
     resolved = resolve_engine(
@@ -93,6 +98,8 @@ def learn(
     backbone: BackboneName = None,
 ) -> None:
     """Learn one task; if it was learned before, as a new version. A stream keeps what it has learned."""
+    from tasks import read_task
+
     stream = read_task(file, task)
     name = stream.tasks[0].name
     with common.learner(backbone or stream.backbone, create=True) as learner:
@@ -103,7 +110,7 @@ def learn(
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
-def _learn_stream(common: BackboneOptions, stream: Stream, backbone: str | None, **options: Any) -> None:
+def _learn_stream(common: BackboneOptions, stream: "Stream", backbone: str | None, **options: Any) -> None:
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars
         from continual.cli.report import print_stream_report
@@ -119,7 +126,7 @@ def _learn_stream(common: BackboneOptions, stream: Stream, backbone: str | None,
         raise typer.Exit(1)
 
 
-def _check_stream(common: BackboneOptions, stream: Stream, backbone: str | None) -> None:
+def _check_stream(common: BackboneOptions, stream: "Stream", backbone: str | None) -> None:
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.streams.estimate import estimate_stream
 

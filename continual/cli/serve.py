@@ -22,7 +22,6 @@ from continual.cli.options import (
 )
 from continual.escaping import escape_control_characters
 from continual.settings import FALSE_ABSTENTION_RATE
-from registry import normalized_backbone_name
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def serve(
     ] = LogFormat.TEXT,
 ) -> None:
     """Serve every learned task of a backbone over HTTP, with a web page, until Ctrl-C or SIGTERM."""
+    from registry import normalized_backbone_name
+
     try:
         from continual.serve import ACCESS_FIELDS, AccessLogMiddleware, Limits, ServerConfig, bind_socket, is_local
         from continual.serve import serve as serve_app

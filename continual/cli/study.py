@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from continual.cli.commands import app, command
 from continual.cli.options import (
@@ -22,14 +21,13 @@ from continual.cli.options import (
 )
 from continual.errors import StudyError
 from continual.escaping import escape_control_characters
-from tasks import Stream, load_stream, read_stream
 from tasks.errors import InputError
-from tasks.yaml_document import load_yaml
 
 if TYPE_CHECKING:
     from continual.experiments.studies import Result, Study, StudyRun
     from continual.experiments.studies.study import ProgressCallback
     from continual.experiments.studies.trial import StudyTrial
+    from tasks import Stream
 
 MAX_TABLE_ROWS = 60  # longer tables are not printed in the terminal
 MAX_SEED = 2**32 - 1
@@ -54,6 +52,7 @@ def study(
 ) -> None:
     """Repeat a published study on the tasks of a stream; trials that were run before are not run again."""
     from continual.experiments.studies import STUDIES, TrialRunner, TrialStore, run_study, study_of
+    from tasks import load_stream, read_stream
 
     if name is None:
         rows = [{"study": key, "shows": kind.shows, "from": kind.paper} for key, kind in STUDIES.items()]
@@ -81,7 +80,7 @@ def study(
         log_study(learner.registry, common.locations, summary, study_run.result)
 
 
-def _summary(name: str, stream: Stream, configured: "Study", runner: Any) -> dict[str, Any]:
+def _summary(name: str, stream: "Stream", configured: "Study", runner: Any) -> dict[str, Any]:
     return {
         "study": name,
         "stream": stream.name,
@@ -154,6 +153,10 @@ def _describe(trial: "StudyTrial") -> str:
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from tasks.yaml_document import load_yaml
+
     name, sign, value = text.partition("=")
     try:
         if sign and name:
@@ -170,7 +173,7 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, words)))
 
 
-def _select_tasks(stream: Stream, names: str | None) -> Stream:
+def _select_tasks(stream: "Stream", names: str | None) -> "Stream":
     """Return the stream with only the named tasks, in the order of the stream."""
     if names is None:
         return stream

@@ -3,15 +3,17 @@
 import re
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from continual.cli.commands import app, command
 from continual.cli.listings import deltas, tasks
 from continual.cli.options import CommonOptions, print_rows
-from registry import Registry, archive_delta, collect_garbage, delete_task, promote_delta, purge_task
 from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from registry import Registry
 
 DeltaName = Annotated[str, typer.Argument(help="A delta, such as sst2@1.")]
 LearnedTask = Annotated[str, typer.Argument(help="A learned task.")]
@@ -23,6 +25,8 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 @command(deltas, examples=['continual deltas promote billing@1 --reason "the new rows were wrong"'])
 def promote(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> None:
     """Make a version its task's champion, regardless of scores; the champion before it is archived."""
+    from registry import promote_delta
+
     with common.writable_registry() as registry:
         promote_delta(registry, delta, reason=reason)
         _print_delta(common, registry, delta, title="Serves from now on")
@@ -31,6 +35,8 @@ def promote(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> N
 @command(deltas, examples=["continual deltas archive billing@1"])
 def archive(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> None:
     """Archive a version; a task whose champion is archived has none and is not served."""
+    from registry import archive_delta
+
     with common.writable_registry() as registry:
         archive_delta(registry, delta, reason=reason)
         _print_delta(common, registry, delta, title="Archived")
@@ -39,6 +45,8 @@ def archive(common: CommonOptions, delta: DeltaName, reason: Reason = None) -> N
 @command(tasks, examples=["continual tasks delete billing --yes"])
 def delete(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Delete a task and its deltas, unless one that is not archived is a parent of another task's delta."""
+    from registry import delete_task
+
     with common.writable_registry() as registry:
         _require_confirmation(registry, task, "deleting", confirmed=yes)
         removed = delete_task(registry, task, reason=reason)
@@ -48,6 +56,8 @@ def delete(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, rea
 @command(app, examples=['continual purge billing --yes --reason "erasure request"'])
 def purge(common: CommonOptions, task: LearnedTask, yes: Confirmed = False, reason: Reason = None) -> None:
     """Remove for good everything learned of a task and the records of its data; only names remain."""
+    from registry import purge_task
+
     with common.writable_registry() as registry:
         _require_confirmation(registry, task, "purging", confirmed=yes)
         removed = purge_task(registry, task, reason=reason)
@@ -63,6 +73,8 @@ def gc(
     ] = "1h",
 ) -> None:
     """Delete blobs that nothing in the registry refers to: of interrupted runs and of deleted tasks."""
+    from registry import collect_garbage
+
     age = _parse_duration(older_than)
     with common.registry() as registry:
         blobs = collect_garbage(registry, older_than=age, dry_run=dry_run)
@@ -71,7 +83,7 @@ def gc(
     print_rows(common, rows, title=f"{'Would be deleted' if dry_run else 'Deleted'}, {size:,} bytes")
 
 
-def _require_confirmation(registry: Registry, task: str, removal: str, *, confirmed: bool) -> None:
+def _require_confirmation(registry: "Registry", task: str, removal: str, *, confirmed: bool) -> None:
     """Raise an error that says what a removal takes away, unless it is confirmed.
 
     Raises:
@@ -86,7 +98,7 @@ def _require_confirmation(registry: Registry, task: str, removal: str, *, confir
         )
 
 
-def _print_delta(common: CommonOptions, registry: Registry, delta: str, *, title: str) -> None:
+def _print_delta(common: CommonOptions, registry: "Registry", delta: str, *, title: str) -> None:
     rows = registry.deltas(registry.delta(delta).task)
     print_rows(common, [row for row in rows if row["delta"] == delta], title=title)
 

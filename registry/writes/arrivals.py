@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sqlalchemy import ColumnElement, Select, case, func, literal_column, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
@@ -27,7 +27,9 @@ from registry.schema.connections import lock_name
 from registry.schema.tables import CLAIMABLE, Delta, Position, Stream
 from registry.writes.checkpoints import delete_checkpoint
 from tasks.errors import InputError
-from tasks.spec import Stream as StreamSpec
+
+if TYPE_CHECKING:
+    from tasks.spec import Stream as StreamSpec
 
 ARRIVAL_STREAM = "(arrivals)"  # not a valid name in a stream file
 MAX_RETRIES = 1  # automatic retries of a failed arrival
@@ -53,7 +55,7 @@ class Arrival:
     spec: dict[str, Any]
 
 
-def submit(session: Session, task: StreamSpec, *, priority: int, once: bool) -> int:
+def submit(session: Session, task: "StreamSpec", *, priority: int, once: bool) -> int:
     """Add an arrival and return its number.
 
     Args:
