@@ -127,7 +127,7 @@ def step_memory(trial_task: TrialTask, label: str) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             saved_bytes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its gradient function, a saved output would keep itself alive
 
     storages = []  # alive until the end, or a later storage could take an earlier one's address
     with attached(trial_task.backbone, delta), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
