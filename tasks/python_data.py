@@ -9,19 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.errors import DataError, InputError
+from tasks.file_formats import SOURCE_ARGUMENTS
 from tasks.memory import TABLES, MemoryRows, is_table
 from tasks.plugins import closest_match
 from tasks.spec import SPLITS, Source, Split, TaskSpec
 from tasks.validation_messages import keyword_message
 
-BUILDERS: Mapping[str, Mapping[str, Any]] = {  # arguments of a source by a file's suffix
-    ".csv": {"path": "csv"},
-    ".tsv": {"path": "csv", "sep": "\t"},
-    ".json": {"path": "json"},
-    ".jsonl": {"path": "json"},
-    ".parquet": {"path": "parquet"},
-}
-ALLOWED = f"{TABLES}, the path of a file ({', '.join(BUILDERS)}), or a datasets.DatasetDict of splits"
+ALLOWED = f"{TABLES}, the path of a file ({', '.join(SOURCE_ARGUMENTS)}), or a datasets.DatasetDict of splits"
 SETTINGS = tuple(name for name in TaskSpec.model_fields if name not in ("name", "source"))
 
 
@@ -92,12 +86,13 @@ def _source(task: str, splits: Mapping[Split, Any]) -> Source:
             f"{', '.join(sorted(tables))}; give files for all splits, or tables"
         )
     for split, file in files.items():
-        if file.suffix.lower() not in BUILDERS:
+        if file.suffix.lower() not in SOURCE_ARGUMENTS:
             raise DataError(
-                f"task {task!r}, {split}: {str(file)!r} has none of the suffixes {', '.join(BUILDERS)}; rename it, or "
-                "give a TaskSpec with source={'path': …, 'data_files': …}, which reads other files, folders and the hub"
+                f"task {task!r}, {split}: {str(file)!r} has none of the suffixes {', '.join(SOURCE_ARGUMENTS)}; rename "
+                "it, or give a TaskSpec with source={'path': …, 'data_files': …}, which reads other files, "
+                "folders and the hub"
             )
-    builders = [BUILDERS[file.suffix.lower()] for file in files.values()]
+    builders = [SOURCE_ARGUMENTS[file.suffix.lower()] for file in files.values()]
     if any(builder != builders[0] for builder in builders):
         raise DataError(
             f"task {task!r}: {', '.join(map(str, files.values()))} are of different formats; give all splits in one"

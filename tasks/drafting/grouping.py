@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tasks.csv_check import SEPARATORS
 from tasks.errors import InputError
+from tasks.file_formats import SOURCE_ARGUMENTS
 from tasks.spec import SPLITS, Source, Split
 
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -52,8 +52,10 @@ class FileGroup:
         data_files: dict[str, str | list[str]] = {
             split: names[0] if len(names) == 1 else names for split, names in paths.items()
         }
-        builder = BUILDERS[first.suffix.lower()]
-        return Source(path=builder, data_files=data_files, sep=_separator(first) if builder == "csv" else None)
+        arguments = dict(SOURCE_ARGUMENTS[first.suffix.lower()])
+        if first.suffix.lower() == ".csv":
+            arguments["sep"] = _separator(first)
+        return Source(**arguments, data_files=data_files)
 
 
 def group_files(paths: Sequence[Path]) -> tuple[FileGroup, ...]:
@@ -116,25 +118,24 @@ def _named(name: str, reason: str, files: dict[Split, tuple[Path, ...]], taken: 
 
 def _data_files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in BUILDERS and file.is_file())
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SOURCE_ARGUMENTS and file.is_file())
         if not files:
             raise InputError(
-                f"{path} has no data file; allowed are {', '.join(BUILDERS)}; give files, or another folder"
+                f"{path} has no data file; allowed are {', '.join(SOURCE_ARGUMENTS)}; give files, or another folder"
             )
         return files
     if not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder; correct the path")
-    if path.suffix.lower() not in BUILDERS:
+    if path.suffix.lower() not in SOURCE_ARGUMENTS:
         raise InputError(
-            f"{path}: the suffix {path.suffix!r} is no format; allowed are {', '.join(BUILDERS)}; convert or rename it"
+            f"{path}: the suffix {path.suffix!r} is no format; allowed are {', '.join(SOURCE_ARGUMENTS)}; convert or "
+            "rename it"
         )
     return [path]
 
 
 def _separator(file: Path) -> str | None:
     """Return the separator that the header shows, where it is not the comma."""
-    if file.suffix.lower() == ".tsv":
-        return "\t"
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         header = next((line for line in lines if line.strip()), "")
     if len(_fields(header, ",")) > 1:
