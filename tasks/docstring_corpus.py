@@ -1,7 +1,8 @@
-"""A demo corpus available in every install: docstrings of installed packages, labelled by subpackage.
+"""Corpora available in every install: sentences of the docstrings of installed packages.
 
-A package is one task: which of its first-level subpackages ("areas") does this sentence describe? Sources are parsed,
-never imported.
+A package is one task. Its sentences are labelled by their role (does it say what a function does, what an argument, a
+result or an error is, or is it a note?), or by their area (which first-level subpackage is it from?). Sources are
+parsed, never imported.
 """
 
 from __future__ import annotations
@@ -9,33 +10,53 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args
 
+import docstring_parser
 import yaml
 
 from tasks.errors import DataError
 from tasks.spec import SPLITS, Split
 
-# Dependencies of the project itself, so always installed. Transformers is left out: 50 MB take ten seconds to parse.
-PACKAGES = ("scipy", "sklearn", "torch", "sqlalchemy", "numpy", "pandas", "mlflow", "matplotlib")
+# Dependencies of the project itself, so always installed, with sections for arguments, results and errors.
+PACKAGES = ("networkx", "pandas", "matplotlib", "torch")
+Labels = Literal["role", "area"]
+
+_ROLES: Mapping[str, str] = {  # by the names that `docstring_parser` gives to sections
+    "param": "argument",
+    "other_param": "argument",
+    "return": "result",
+    "returns": "result",
+    "yields": "result",
+    "raises": "error",
+    "notes": "note",
+}
+_NUMPYDOC = re.compile(r"^\s*-{3,}\s*$", re.MULTILINE)
+_REST = re.compile(r"^\s*:(param|returns?|raises)\b", re.MULTILINE)
+_GOOGLE = re.compile(r"^\s*(Args|Returns|Yields|Raises):\s*$", re.MULTILINE)
+_MARKUP = re.compile(r":[\w:.-]+:`~?\.?([^`<]*?)(?:\s*<[^>]*>)?`")  # a reference of reStructuredText
+_SENTENCE = re.compile(r".{15,}?[.!?](?=\s+[A-Z(]|$)")
 
 # Areas without a subject, vendored, or absent from newer versions of Python.
 _SKIPPED_AREAS = {"test", "tests", "testing", "externals", "vendored", "utils", "util", "compat", "distutils"}
 
 _MIN_WORDS, _MAX_CHARACTERS = 4, 300
-_MAX_AREAS, _MIN_AREAS, _MIN_TRAIN_ROWS = 8, 3, 25
+_MAX_LABELS, _MIN_LABELS, _MIN_TRAIN_ROWS = 8, 3, 25
 _MAX_ROWS: dict[Split, int] = {"train": 500, "validation": 120, "test": 200}
+_DEMO_ROWS: dict[Split, int] = {"train": 300, "validation": 100, "test": 200}  # of a task, for a few minutes in all
 _SPLIT_PERCENTILES: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
 
 Row = tuple[str, str]
 
 
-def package_docstrings(package: str) -> list[Row]:
-    """Return the docstring summaries of an installed package's public functions, classes and methods.
+def area_rows(package: str) -> list[Row]:
+    """Return the docstring summaries of an installed package's public functions, classes and methods, by area.
 
     Args:
         package: Name of an installed top-level package.
@@ -47,25 +68,55 @@ def package_docstrings(package: str) -> list[Row]:
     Raises:
         DataError: No such package is installed.
     """
-    areas: dict[str, set[str]] = defaultdict(set)
-    for file, area in _sources(package):
-        for text in map(_summary, _public_docstrings(file)):
-            if len(text.split()) >= _MIN_WORDS:
-                areas[text].add(area)
-    return sorted(
-        ((text, min(areas_of_text)) for text, areas_of_text in areas.items() if len(areas_of_text) == 1), key=_rank
+    return _unambiguous(
+        (_summary(docstring), inner[0])
+        for file, inner in _sources(package)
+        if inner and not inner[0].startswith("_")
+        for docstring in _public_docstrings(file)
     )
 
 
-def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
+def role_rows(package: str) -> list[Row]:
+    """Return the first sentences of the sections of an installed package's public docstrings, by their role.
+
+    Args:
+        package: Name of an installed top-level package.
+
+    Returns:
+        Pairs (text, role), ordered by the text's hash; the roles are summary, argument, result, error and note. A text
+        has at least four words; one with several roles is dropped.
+
+    Raises:
+        DataError: No such package is installed.
+    """
+    return _unambiguous(
+        (_first_sentence(text), role)
+        for file, _ in _sources(package)
+        for docstring in _public_docstrings(file)
+        for text, role in _sections(docstring)
+    )
+
+
+def _unambiguous(rows: Iterator[Row]) -> list[Row]:
+    labels: dict[str, set[str]] = defaultdict(set)
+    for text, label in rows:
+        if len(text.split()) >= _MIN_WORDS:
+            labels[text].add(label)
+    return sorted(
+        ((text, min(labels_of_text)) for text, labels_of_text in labels.items() if len(labels_of_text) == 1), key=_rank
+    )
+
+
+def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES, label: Labels = "role") -> Path:
     """Write a stream file and JSON lines with one classification task per usable installed package.
 
-    A package is usable if three areas have at least 25 train rows; its eight largest areas are taken. The same
+    A package is usable if three labels have at least 25 train rows; its eight largest ones are taken. The same
     installed versions always give the same files.
 
     Args:
         folder: Created if missing.
         packages: Names of top-level packages; those that are not installed or not usable are left out.
+        label: What is told of a sentence: its role in a docstring, or the subpackage that it is from.
 
     Returns:
         The path of the stream file.
@@ -73,17 +124,20 @@ def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Pa
     Raises:
         DataError: Fewer than two of `packages` are installed and usable.
     """
-    splits_by_package = {package: _task_rows(package) for package in packages if _folders(package)}
+    if label not in get_args(Labels):
+        raise DataError(f"there is no label {label!r} of docstrings; allowed: {', '.join(get_args(Labels))}")
+    rows_of = role_rows if label == "role" else area_rows
+    splits_by_package = {package: _task_rows(rows_of(package)) for package in packages if _folders(package)}
     usable = {package: splits for package, splits in splits_by_package.items() if splits}
     if len(usable) < 2:
         raise DataError(
-            f"the demo needs two installed packages with docstrings in {_MIN_AREAS} areas; usable of "
+            f"the demo needs two installed packages with docstrings of {_MIN_LABELS} {label}s; usable of "
             f"{', '.join(packages) or 'none given'}: {', '.join(usable) or 'none'}; name other packages"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for package, splits in usable.items():
         for split, rows in splits.items():
-            lines = [json.dumps({"text": text, "label": area}) + "\n" for text, area in rows]
+            lines = [json.dumps({"text": text, "label": name}) + "\n" for text, name in rows]
             (folder / f"{package}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(_stream(list(usable)), sort_keys=False), encoding="utf-8")
@@ -94,7 +148,8 @@ def _stream(packages: Sequence[str]) -> dict[str, object]:
     def task(package: str) -> dict[str, object]:
         files = {split: f"{package}.{split}.jsonl" for split in SPLITS}
         source = {"path": "json", "data_files": files}
-        return {"name": package, "kind": "classification", "source": source, "text": "text", "label": "label"}
+        columns = {"text": "text", "label": "label"}
+        return {"name": package, "kind": "classification", "source": source, **columns, "rows": dict(_DEMO_ROWS)}
 
     return {
         "name": "demo",
@@ -108,21 +163,21 @@ def _stream(packages: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _task_rows(package: str) -> dict[Split, list[Row]]:
-    """Return rows by split, every area equally capped; an empty dict if too few areas have enough rows."""
-    by_area: dict[str, dict[Split, list[Row]]] = defaultdict(lambda: {split: [] for split in SPLITS})
-    for row in package_docstrings(package):
-        by_area[row[1]][_split(row)].append(row)
-    large_areas = [area for area in by_area.values() if len(area["train"]) >= _MIN_TRAIN_ROWS]
-    largest_areas = sorted(large_areas, key=lambda area: len(area["train"]), reverse=True)[:_MAX_AREAS]
-    if len(largest_areas) < _MIN_AREAS:
+def _task_rows(rows: Sequence[Row]) -> dict[Split, list[Row]]:
+    """Return rows by split, every label equally capped; an empty dict if too few labels have enough rows."""
+    by_label: dict[str, dict[Split, list[Row]]] = defaultdict(lambda: {split: [] for split in SPLITS})
+    for row in rows:
+        by_label[row[1]][_split(row)].append(row)
+    frequent = [splits for splits in by_label.values() if len(splits["train"]) >= _MIN_TRAIN_ROWS]
+    chosen = sorted(frequent, key=lambda splits: len(splits["train"]), reverse=True)[:_MAX_LABELS]
+    if len(chosen) < _MIN_LABELS:
         return {}
-    return {split: _take_evenly([area[split] for area in largest_areas], _MAX_ROWS[split]) for split in SPLITS}
+    return {split: _take_evenly([splits[split] for splits in chosen], _MAX_ROWS[split]) for split in SPLITS}
 
 
-def _take_evenly(areas: Sequence[Sequence[Row]], total: int) -> list[Row]:
-    """Return at most `total` rows, larger areas cut first; ordered by hash, so that labels are mixed."""
-    by_height = sorted((row for area in areas for row in enumerate(area)), key=lambda row: (row[0], _rank(row[1])))
+def _take_evenly(labels: Sequence[Sequence[Row]], total: int) -> list[Row]:
+    """Return at most `total` rows, larger labels cut first; ordered by hash, so that labels are mixed."""
+    by_height = sorted((row for rows in labels for row in enumerate(rows)), key=lambda row: (row[0], _rank(row[1])))
     return sorted((row for _, row in by_height[:total]), key=_rank)
 
 
@@ -144,15 +199,16 @@ def _folders(package: str) -> list[Path]:
     return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
 
 
-def _sources(package: str) -> Iterator[tuple[Path, str]]:
+def _sources(package: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the files of an installed package, each with the names of the subpackages that it is in."""
     folders = _folders(package)
     if not folders:
         raise DataError(f"no package {package!r} is installed; name an installed top-level package, as in 'numpy'")
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
             inner = file.relative_to(folder).parts[:-1]
-            if inner and not inner[0].startswith("_") and not _SKIPPED_AREAS.intersection(inner):
-                yield file, inner[0]
+            if not _SKIPPED_AREAS.intersection(inner):
+                yield file, inner
 
 
 def _public_docstrings(file: Path) -> Iterator[str]:
@@ -177,3 +233,30 @@ def _walk_public(node: ast.AST) -> Iterator[str]:
 
 def _summary(docstring: str) -> str:
     return " ".join(docstring.partition("\n\n")[0].split())[:_MAX_CHARACTERS].rstrip()
+
+
+def _sections(docstring: str) -> Iterator[tuple[str, str]]:
+    """Yield (text, role) of the summary and of each section's entries, if there is a section."""
+    style = _style(docstring)
+    if style is None:
+        return
+    try:
+        parsed = docstring_parser.parse(docstring, style=style)
+    except docstring_parser.ParseError:  # sections that only look like some
+        return
+    yield parsed.short_description or "", "summary"
+    for entry in parsed.meta:
+        if entry.args and entry.args[0] in _ROLES:
+            yield entry.description or "", _ROLES[entry.args[0]]
+
+
+def _style(docstring: str) -> docstring_parser.DocstringStyle | None:
+    patterns = {"NUMPYDOC": _NUMPYDOC, "REST": _REST, "GOOGLE": _GOOGLE}
+    name = next((name for name, pattern in patterns.items() if pattern.search(docstring)), None)
+    return docstring_parser.DocstringStyle[name] if name else None
+
+
+def _first_sentence(text: str) -> str:
+    plain = " ".join(re.sub(r"[`*]", "", _MARKUP.sub(r"\1", text.partition("\n\n")[0])).split())
+    sentence = _SENTENCE.match(plain)
+    return (sentence[0] if sentence else plain)[:_MAX_CHARACTERS].rstrip()

@@ -1,4 +1,4 @@
-"""Commands that learn: a demo, a stream, one task."""
+"""Commands that learn a stream, or one task."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,29 +8,11 @@ import typer
 
 from continual.cli.commands import LEARNED_IS_KEPT, app, command
 from continual.cli.options import BackboneName, BackboneOptions, err, print_message, print_rows
-from continual.settings import DEFAULT_HOME
 
 if TYPE_CHECKING:
     from tasks import Stream
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
-
-
-@command(app, examples=["continual demo"], kept=LEARNED_IS_KEPT)
-def demo(common: BackboneOptions) -> None:
-    """Learn the docstrings of installed packages, one task per package, and show the report."""
-    from tasks import read_stream, write_demo_stream
-
-    with err.status("reading the docstrings of installed packages"):
-        stream = read_stream(write_demo_stream(common.home / "demo"))
-    option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
-    _learn_stream(common, stream, None)
-    print_message(
-        "\nGo on with:\n"
-        f'  echo "Draw samples from a normal distribution." | continual predict{option}\n'
-        f"  continual report demo{option}\n"
-        f"  continual ui{option}"
-    )
 
 
 @command(

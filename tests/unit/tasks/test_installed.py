@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks import DataError, load_stream, read_stream, write_demo_stream
-from tasks.docstring_corpus import package_docstrings
+from tasks.docstring_corpus import area_rows, role_rows
 
 AREAS = ("birds", "boats", "bread", "tests", "_inner")
 
@@ -49,7 +49,7 @@ def escaped(): "An invalid escape \\d is no trouble."
     (tmp_path / "site/demo_one/birds/odd.py").write_text(odd, encoding="utf-8")
     (tmp_path / "site/demo_one/boats/odd.py").write_text('def f(): "This is said in two areas."\n', encoding="utf-8")
     (tmp_path / "site/demo_one/boats/broken.py").write_text("def f(:\n", encoding="utf-8")
-    rows = package_docstrings("demo_one")
+    rows = area_rows("demo_one")
     assert Counter(area for _, area in rows) == {"birds": 83, "boats": 80, "bread": 80}
     texts = {text for text, _ in rows if not text.startswith("About")}
     assert texts == {
@@ -61,11 +61,76 @@ def escaped(): "An invalid escape \\d is no trouble."
     assert "demo_one" not in sys.modules
 
 
+STYLES = '''
+def numpydoc(x):
+    """Return the :class:`.Graph` of `x`. It is new.
+
+    Parameters
+    ----------
+    x : int
+        Number of *nodes* that there are. Not negative.
+
+    Returns
+    -------
+    Graph
+        A graph with that many nodes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such number.
+
+    Notes
+    -----
+    It takes linear time to build.
+    """
+def google(x):
+    """Draw a picture of something.
+
+    Args:
+        x (int): The width of the picture in points.
+
+    Returns:
+        Graph: The picture that was drawn here.
+
+    Raises:
+        KeyError: If nobody knows how to draw.
+    """
+def rest(x):
+    """Send a letter to somebody.
+
+    :param x: where the letter is sent to
+    :return: whether the letter has arrived there
+    """
+def plain(x):
+    "This docstring has no sections at all."
+'''
+
+
+def test_sections_of_every_style_are_told_apart(tmp_path: Path, packages: tuple[str, ...]) -> None:
+    (tmp_path / "site/demo_one/styles.py").write_text(STYLES, encoding="utf-8")
+    assert {role: {text for text, of in role_rows("demo_one") if of == role} for _, role in role_rows("demo_one")} == {
+        "summary": {"Return the Graph of x.", "Draw a picture of something.", "Send a letter to somebody."},
+        "argument": {
+            "Number of nodes that there are.",
+            "The width of the picture in points.",
+            "where the letter is sent to",
+        },
+        "result": {
+            "A graph with that many nodes.",
+            "The picture that was drawn here.",
+            "whether the letter has arrived there",
+        },
+        "error": {"If there is no such number.", "If nobody knows how to draw."},
+        "note": {"It takes linear time to build."},
+    }
+
+
 def test_the_demo_is_a_stream_that_loads(
     tmp_path: Path, packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    path = write_demo_stream(tmp_path / "demo", packages=(*packages, "no_such_package"))
+    path = write_demo_stream(tmp_path / "demo", packages=(*packages, "no_such_package"), label="area")
     stream = read_stream(path)
     assert (stream.name, stream.backbone, stream.measure_gain) == ("demo", "minilm", True)
     for data in load_stream(stream):
@@ -75,12 +140,12 @@ def test_the_demo_is_a_stream_that_loads(
         assert len(data.train) > len(data.test) > len(data.validation) > 0
     assert capfd.readouterr() == ("", "")
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    write_demo_stream(tmp_path / "demo", packages=packages)
+    write_demo_stream(tmp_path / "demo", packages=packages, label="area")
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packages: tuple[str, ...]) -> None:
-    path = write_demo_stream(tmp_path / "demo", packages=("sqlalchemy", packages[0]))
+    path = write_demo_stream(tmp_path / "demo", packages=("sqlalchemy", packages[0]), label="area")
     labels = Counter(
         line.rpartition('"label": ')[2] for line in (path.parent / "sqlalchemy.train.jsonl").read_text().splitlines()
     )
@@ -91,7 +156,9 @@ def test_an_installed_package_gives_a_capped_and_even_task(tmp_path: Path, packa
 
 def test_too_few_packages_are_an_error(tmp_path: Path, packages: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"two installed packages .* usable of demo_one, nowhere: demo_one"):
-        write_demo_stream(tmp_path / "demo", packages=("demo_one", "nowhere"))
+        write_demo_stream(tmp_path / "demo", packages=("demo_one", "nowhere"), label="area")
     assert not (tmp_path / "demo").exists()
     with pytest.raises(DataError, match="no package 'nowhere' is installed"):
-        package_docstrings("nowhere")
+        area_rows("nowhere")
+    with pytest.raises(DataError, match="no label 'topic' of docstrings; allowed: role, area"):
+        write_demo_stream(tmp_path / "demo", packages=packages, label="topic")  # type: ignore[arg-type]
