@@ -13,6 +13,10 @@ from continual.settings import DEFAULT_HOME
 
 PAGE = "demo.html"
 COLUMNS = ("task", "classifier only", "learned", "from scratch", "started from", "at the end", "routed")
+CAPTION = (
+    "classifier only: on the frozen features, without a delta · from scratch: a delta that starts from no other · "
+    "at the end: after the last task · routed: the router chose the task"
+)
 
 
 @command(app, examples=["continual demo"], kept=LEARNED_IS_KEPT)
@@ -61,7 +65,7 @@ def print_summary(console: Console, document: Mapping[str, Any]) -> None:
         for task, final in zip(document["per_task"], last, strict=True)
     ]
     console.print("Accuracy on test rows, in per cent", style="bold")
-    print_table(console, TextTable(COLUMNS, rows, [name not in ("task", "started from") for name in COLUMNS]))
+    print_table(console, TextTable(COLUMNS, rows, [name not in ("task", "started from") for name in COLUMNS], CAPTION))
     oracle, routed = document["oracle"], document["routed"]
     shares = [task["share"] for task in document["per_task"]]
     for line in (
