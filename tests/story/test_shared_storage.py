@@ -69,8 +69,11 @@ def test_two_processes_share_a_stream_and_sync_after_an_mlflow_kill(
     for name, value in places.items():
         monkeypatch.setenv(name, value)
     words = ["run", str(stream), "--home", str(tmp_path / "other")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the audit has, which compares bits
     with tracking(tmp_path, port):
-        process = subprocess.Popen([sys.executable, "-c", "from continual.cli import main; main()", *words])
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from continual.cli import main; main()", *words], env=one_thread
+        )
         wait_until(lambda: len(cli("deltas", "--json").json) > 0, seconds=120)
     assert cli("run", str(stream)).code == 0
     assert process.wait(120) == 0
