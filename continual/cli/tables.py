@@ -14,7 +14,7 @@ from continual.reports.stream_measures import mean
 SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
 COSTS = ("parameters", "kB", "s")  # of a strategy
 # Columns that only `--json` shows: other columns imply them, or only scripts need them.
-HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "notes", "warnings")
+HIDDEN_COLUMNS = ("kind", "version", "mlflow_run", "bytes", "created_at", "champion_created_at", "notes", "warnings")
 
 
 def listing(rows: Sequence[Mapping[str, Any]], *, hidden: Collection[str] = ()) -> TextTable:
