@@ -53,6 +53,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 def test_listings_have_the_fields_of_the_contract(registry: Registry) -> None:
     learn(registry, "sst2", score=0.75)
     (delta,), (task,) = registry.deltas(), registry.tasks()
+    assert task.pop("champion_created_at") == delta["created_at"]
     for row in (delta, task):
         assert row.pop("created_at").endswith("+00:00")
     size = {"method": "lora", "parameters": 10, "share": 0.1, "bytes": 6}
