@@ -80,8 +80,8 @@ def serve(
     local = is_local(host)
     _check_keys(common, host, local=local)
     announce = log_requests(log_format, fields=ACCESS_FIELDS)
-    served_backbone = normalized_backbone_name(_await_backbone(common, backbone, poll=poll, announce=announce))
-    with bind_socket(host, port) as listener:
+    with bind_socket(host, port) as listener:  # before the wait for a first task: a taken port is said at once
+        served_backbone = normalized_backbone_name(_await_backbone(common, backbone, poll=poll, announce=announce))
         config = ServerConfig(
             backbone=served_backbone,
             device="cpu" if replicas and not replica_gpus and common.device == "auto" else common.device,

@@ -8,7 +8,13 @@ from continual.cli.demo import print_summary
 
 
 def entry(task: str, **scores: object) -> dict[str, object]:
-    values = {"frozen_score": 0.61, "score": 0.7, "scratch_score": None, "parents": [], "share": 0.015}
+    values: dict[str, object] = {
+        "frozen_score": 0.61,
+        "score": 0.7,
+        "scratch_score": None,
+        "parents": [],
+        "share": 0.015,
+    }
     return {"task": task} | values | scores
 
 
