@@ -58,19 +58,19 @@ def task_from_rows(name: str, data: Any, *, validation: Any = None, test: Any = 
 
 def _splits(task: str, data: Any, **held_out: Any) -> dict[Split, Any]:
     """Return what was given for each split."""
-    given = dict(data) if isinstance(data, Mapping) else {"train": data}
-    if unknown := [str(key) for key in given if key not in SPLITS]:
+    tables = dict(data) if isinstance(data, Mapping) else {"train": data}
+    if unknown := [str(key) for key in tables if key not in SPLITS]:
         raise DataError(
             f"task {task!r}: {', '.join(map(repr, unknown))} of the {type(data).__name__} would never be read; allowed "
             f"are {', '.join(SPLITS)}; drop it, or give it as validation= or test="
         )
     for split, table in held_out.items():
-        if table is not None and split in given:
+        if table is not None and split in tables:
             raise DataError(f"task {task!r}: {split} is given twice, also in the {type(data).__name__}; give one")
-    given |= {split: table for split, table in held_out.items() if table is not None}
-    if "train" not in given:
-        raise DataError(f"task {task!r}: there is no train split, only {', '.join(given) or 'nothing'}; give one")
-    return {split: given[split] for split in SPLITS if split in given}
+    tables |= {split: table for split, table in held_out.items() if table is not None}
+    if "train" not in tables:
+        raise DataError(f"task {task!r}: there is no train split, only {', '.join(tables) or 'nothing'}; give one")
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
 def _source(task: str, splits: Mapping[Split, Any]) -> Source:

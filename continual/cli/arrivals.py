@@ -29,7 +29,7 @@ Number = Annotated[int, typer.Argument(min=1, help="The number of an arrival.")]
 @command(
     app,
     examples=["continual watch inbox --backbone minilm", "continual watch registry --idle 60"],
-    kept="arrivals that are not learned wait",
+    remaining="arrivals that are not learned wait",
 )
 def watch(
     common: BackboneOptions,

@@ -45,7 +45,7 @@ def _root(
 
 
 def command(
-    parent: typer.Typer, name: str | None = None, *, examples: Sequence[str], kept: str = ""
+    parent: typer.Typer, name: str | None = None, *, examples: Sequence[str], remaining: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds a command to `parent`.
 
@@ -56,10 +56,10 @@ def command(
         parent: The application or group that gets the command.
         name: The command's name; by default the function's.
         examples: Lines of a shell that use the command, for its help.
-        kept: What an interruption leaves, to be said after Ctrl-C.
+        remaining: What an interruption leaves, to be said after Ctrl-C.
     """
     return lambda function: parent.command(name, help=_help(function), epilog=_epilog(examples))(
-        _with_common(function, kept=kept)
+        _with_common(function, remaining=remaining)
     )
 
 
@@ -100,7 +100,7 @@ def _group(name: str, function: Callable[..., None], examples: Sequence[str]) ->
     return subcommands
 
 
-def _with_common(function: Callable[..., None], *, kept: str = "") -> Callable[..., None]:
+def _with_common(function: Callable[..., None], *, remaining: str = "") -> Callable[..., None]:
     """Replace the first parameter, of `CommonOptions` or a subclass, by one option for each field of its class."""
     first, *specific = inspect.signature(function).parameters.values()
     options: type[CommonOptions] = first.annotation
@@ -113,7 +113,7 @@ def _with_common(function: Callable[..., None], *, kept: str = "") -> Callable[.
     @functools.wraps(function)
     def wrapper(**arguments: Any) -> None:
         common = options(**{f.name: arguments.pop(f.name) for f in fields(options)})
-        with _explaining_interruption(kept), _naming_damage(common):
+        with _explaining_interruption(remaining), _naming_damage(common):
             function(common, **arguments)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in specific] + shared
@@ -123,13 +123,13 @@ def _with_common(function: Callable[..., None], *, kept: str = "") -> Callable[.
 
 
 @contextmanager
-def _explaining_interruption(kept: str) -> Iterator[None]:
+def _explaining_interruption(remaining: str) -> Iterator[None]:
     """End with one line instead of KeyboardInterrupt: what an interruption leaves, and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
         again = shlex.join(["continual", *sys.argv[1:]])
-        print_message(f"interrupted{kept and f': {kept}'}. Go on with: {again}")
+        print_message(f"interrupted{remaining and f': {remaining}'}. Go on with: {again}")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -13,7 +13,7 @@ from continual.settings import EWC_STRENGTH, FULL_FINE_TUNING_LR, REPLAY_ROWS
 @command(
     app,
     examples=["continual compare stream.yaml --strategies sequential_delta,replay"],
-    kept="tasks that a strategy has learned are kept",
+    remaining="tasks that a strategy has learned are kept",
 )
 def compare(
     common: BackboneOptions,

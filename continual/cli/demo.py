@@ -19,7 +19,7 @@ CAPTION = (
 )
 
 
-@command(app, examples=["continual demo"], kept=LEARNED_IS_KEPT)
+@command(app, examples=["continual demo"], remaining=LEARNED_IS_KEPT)
 def demo(common: BackboneOptions) -> None:
     """Learn what sentences in the docstrings of installed packages describe, one task per package."""
     from tasks import read_stream, write_demo_stream

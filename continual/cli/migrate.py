@@ -15,7 +15,7 @@ from continual.cli.options import BackboneOptions, err, print_message, print_row
         "continual migrate --to models/new-backbone --check",
         "continual migrate --to models/new-backbone --tasks billing,delivery",
     ],
-    kept=LEARNED_IS_KEPT,
+    remaining=LEARNED_IS_KEPT,
 )
 def migrate(
     common: BackboneOptions,

@@ -30,7 +30,7 @@ class LinesOptions(BackboneOptions):
         "continual predict tickets.csv --text-column message --output answers.csv",
         "continual predict --task billing < texts.txt",
     ],
-    kept="answers that were printed are complete, and a file of --output is as it was",
+    remaining="answers that were printed are complete, and a file of --output is as it was",
 )
 def predict(
     common: LinesOptions,

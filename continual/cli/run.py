@@ -22,7 +22,7 @@ StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
         "continual run stream.yaml",
         "continual run stream.yaml --engine ray --workers 4",
     ],
-    kept=LEARNED_IS_KEPT,
+    remaining=LEARNED_IS_KEPT,
 )
 def run(
     common: BackboneOptions,
@@ -71,7 +71,7 @@ def run(
 @command(
     app,
     examples=["continual learn billing.yaml --backbone minilm", "continual learn stream.yaml --task billing"],
-    kept="nothing of this version is, and earlier ones serve as before",
+    remaining="nothing of this version is kept, and earlier ones serve as before",
 )
 def learn(
     common: BackboneOptions,

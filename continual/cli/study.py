@@ -36,7 +36,7 @@ MAX_SEED = 2**32 - 1
 @command(
     app,
     examples=["continual study", "continual study convergence stream.yaml --seeds 0,1,2 --html study.html"],
-    kept="trials that were run are kept",
+    remaining="trials that were run are kept",
 )
 def study(
     common: BackboneOptions,

@@ -103,12 +103,12 @@ def _fit_widths(least: Sequence[int], natural: Sequence[int], width: int) -> lis
         natural: The width of each column's longest text.
         width: The width of the terminal.
     """
-    left = width - sum(column + GAP for column in least)
+    spare = width - sum(column + GAP for column in least)
     widths, missing = list(least), [full - short for full, short in zip(natural, least, strict=True)]
     by_need = sorted(range(len(least)), key=missing.__getitem__)
     for place, column in enumerate(by_need):
-        given = min(missing[column], left // (len(by_need) - place))
-        widths[column], left = widths[column] + given, left - given
+        extra = min(missing[column], spare // (len(by_need) - place))
+        widths[column], spare = widths[column] + extra, spare - extra
     return widths
 
 

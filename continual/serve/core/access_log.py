@@ -53,8 +53,8 @@ class AccessLogMiddleware:
 
 
 def _request_id(scope: Scope) -> str:
-    given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
-    return given if _ID.fullmatch(given) else uuid4().hex
+    header = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
+    return header if _ID.fullmatch(header) else uuid4().hex
 
 
 def _log(scope: Scope, request_id: str, status: int, milliseconds: float) -> None:
