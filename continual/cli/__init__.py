@@ -20,8 +20,8 @@ from tasks.errors import ContinualError
 # isort: off
 # Each module adds its commands; this is their order in `continual --help`.
 from continual.cli import init  # noqa: F401
-from continual.cli import demo  # noqa: F401
 from continual.cli import run  # noqa: F401
+from continual.cli import demo  # noqa: F401
 from continual.cli import predict  # noqa: F401
 from continual.cli import report  # noqa: F401
 from continual.cli import migrate  # noqa: F401

@@ -1,15 +1,18 @@
 """The demo: tasks from installed packages, and one screen that says what was learned, gained and forgotten."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from continual.cli.commands import LEARNED_IS_KEPT, app, command
 from continual.cli.options import BackboneOptions, err, out, print_json, print_message
+from continual.cli.run import learn_stream
 from continual.cli.table_layout import TextTable, print_table, print_text
 from continual.settings import DEFAULT_HOME
+
+if TYPE_CHECKING:
+    from registry import Registry
 
 PAGE = "demo.html"
 COLUMNS = ("task", "classifier only", "learned", "from scratch", "started from", "at the end", "routed")
@@ -27,20 +30,19 @@ def demo(common: BackboneOptions) -> None:
     with err.status("reading the docstrings of installed packages"):
         stream = read_stream(write_demo_stream(common.home / "demo"))
     page = common.home / PAGE
-    with common.learner(stream.backbone, create=True) as learner:
-        from continual.cli.progress import progress_bars
-        from continual.reports.html import stream_page, write_page
 
-        with progress_bars(err, [task.name for task in stream.tasks]) as callbacks:
-            failed = learner.run(stream, callbacks=callbacks)
-        document = learner.report(stream.name)
-        write_page(page, stream_page(learner.registry, document))
-    if common.json:
-        print_json(document | {"failed": [{"task": task, "error": error} for task, error in failed.items()]})
-    else:
-        print_summary(out, document)
-    for name, error in failed.items():
-        print_message(f"task {name} failed: {error}", style="red")
+    def show(registry: "Registry", failed: list[dict[str, str]]) -> None:
+        from continual.reports.html import stream_page, write_page
+        from continual.reports.report import stream_report
+
+        document = stream_report(registry, stream.name) | {"failed": failed}
+        write_page(page, stream_page(registry, document))
+        if common.json:
+            print_json(document)
+        else:
+            print_summary(out, document)
+
+    learn_stream(common, stream, None, show=show)
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
     print_message(
         f"\nOpen {page.absolute().as_uri()}, or go on with:\n"
@@ -48,8 +50,6 @@ def demo(common: BackboneOptions) -> None:
         f"  continual report demo{option}\n"
         f"  continual ui{option}"
     )
-    if failed:
-        raise typer.Exit(1)
 
 
 def print_summary(console: Console, document: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Commands that learn a stream, or one task."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from continual.cli.commands import LEARNED_IS_KEPT, app, command
 from continual.cli.options import BackboneName, BackboneOptions, err, print_message, print_rows
 
 if TYPE_CHECKING:
+    from registry import Registry
     from tasks import Stream
 
 StreamFile = Annotated[Path, typer.Argument(help="A stream file.")]
@@ -65,7 +67,12 @@ def run(
     if check:
         _check_stream(common, loaded, backbone)
     else:
-        _learn_stream(common, loaded, backbone, retries=retries, engine=resolved)
+        from continual.cli.report import print_stream_report
+
+        def show(registry: "Registry", failed: list[dict[str, str]]) -> None:
+            print_stream_report(common, registry, loaded.name, failed=failed)
+
+        learn_stream(common, loaded, backbone, show=show, retries=retries, engine=resolved)
 
 
 @command(
@@ -92,16 +99,29 @@ def learn(
         print_rows(common, [row for row in learner.registry.deltas(name) if row["delta"] == delta], title="Learned")
 
 
-def _learn_stream(common: BackboneOptions, stream: "Stream", backbone: str | None, **options: Any) -> None:
+def learn_stream(
+    common: BackboneOptions,
+    stream: "Stream",
+    backbone: str | None,
+    *,
+    show: Callable[["Registry", list[dict[str, str]]], None],
+    **options: Any,
+) -> None:
+    """Learn the tasks of a stream that are not learned yet; exit with 1 where some failed.
+
+    Args:
+        common: The common options.
+        stream: The stream.
+        backbone: The name of the backbone; None takes the stream's.
+        show: Prints what was learned, from the registry and the errors of failed tasks.
+        options: Further arguments of `Learner.run`.
+    """
     with common.learner(backbone or stream.backbone, create=True) as learner:
         from continual.cli.progress import progress_bars
-        from continual.cli.report import print_stream_report
 
         with progress_bars(err, [task.name for task in stream.tasks]) as callbacks:
             failed = learner.run(stream, callbacks=callbacks, **options)
-        print_stream_report(
-            common, learner.registry, stream.name, failed=[{"task": t, "error": e} for t, e in failed.items()]
-        )
+        show(learner.registry, [{"task": task, "error": error} for task, error in failed.items()])
     for name, error in failed.items():
         print_message(f"task {name} failed: {error}", style="red")
     if failed:
