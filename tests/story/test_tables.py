@@ -8,6 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from continual.cli.options import out
 from continual.cli.table_layout import TextTable, print_record, print_table
 from registry import Parent, add_key
 from tests.helpers.arrivals import task as arrival
@@ -73,7 +74,7 @@ def test_no_listing_breaks_a_word(
     monkeypatch: pytest.MonkeyPatch,
     columns: int,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(out, "width", columns)  # a variable COLUMNS counts only when the console is made
     for words in LISTINGS:
         printed_words.clear()
         result = cli(*words)
