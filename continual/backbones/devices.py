@@ -84,4 +84,6 @@ def resolve_dtype(dtype: str, device: torch.device, *, quantized: bool = False) 
 
 
 def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Return whether PyTorch multiplies bfloat16 in hardware; ATEN_CPU_CAPABILITY may keep it to older instructions."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(has_instructions) and torch.backends.cpu.get_cpu_capability() == "AVX512"
