@@ -52,9 +52,13 @@ def upgrade(url: str) -> str:
         engine.dispose()
 
 
-def migrate(connection: Connection, to: str = "head") -> None:
-    """Run the migrations up to revision `to` in the connection's transaction."""
-    command.upgrade(configuration(connection), to)
+def migrate(connection: Connection, to: str | None = None) -> None:
+    """Create the schema of revision `to`, by default the newest, or migrate it, in the connection's transaction."""
+    there, to = current_revision(connection), to or latest_revision()
+    if there is None and to == latest_revision():
+        _create(connection)
+    elif there != to:
+        command.upgrade(configuration(connection), to)
 
 
 def tables_of(revision: str) -> Sequence[Table]:
@@ -88,10 +92,7 @@ def migrate_to_newest(engine: Engine) -> None:
     """Create or migrate the schema of a database."""
     # One transaction: controllers that open a new registry together make it once, and a kill leaves nothing.
     with migration_transaction(engine) as connection:
-        if current_revision(connection) is None:
-            _create(connection)
-        else:
-            migrate(connection)
+        migrate(connection)
 
 
 def _create(connection: Connection) -> None:

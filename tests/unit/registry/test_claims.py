@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -36,6 +35,7 @@ from registry.reads.lookups import position_row
 from registry.schema.base import database_now, now
 from registry.schema.tables import Position
 from tests.helpers.claims import claim_position
+from tests.helpers.fresh_processes import fresh_processes
 from tests.helpers.registries import accuracy, begin, claim_all, claim_and_die, claim_and_stay, learn, make_registry
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -59,9 +59,9 @@ def silence(registry: Registry, seconds: int) -> None:
 
 
 def test_one_of_two_processes_wins_a_position(tmp_path: Path, registry: Registry) -> None:
-    spawn = get_context("spawn")
-    start, won = spawn.Barrier(2), spawn.Queue()
-    children = [spawn.Process(target=claim_and_stay, args=(tmp_path, start, won)) for _ in range(2)]
+    processes = fresh_processes()
+    start, won = processes.Barrier(2), processes.Queue()
+    children = [processes.Process(target=claim_and_stay, args=(tmp_path, start, won)) for _ in range(2)]
     for child in children:
         child.start()
     assert sorted(won.get(timeout=60) for _ in children) == [False, True]
@@ -70,7 +70,7 @@ def test_one_of_two_processes_wins_a_position(tmp_path: Path, registry: Registry
 
 
 def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path, registry: Registry) -> None:
-    child = get_context("spawn").Process(target=claim_and_die, args=(tmp_path,))
+    child = fresh_processes().Process(target=claim_and_die, args=(tmp_path,))
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -195,9 +195,9 @@ def test_a_locked_position_does_not_block_other_claims(tmp_path: Path, database:
 def test_processes_share_a_stream_without_duplicates(tmp_path: Path) -> None:
     with make_registry(tmp_path) as registry:
         begin(registry, *(f"task{number}" for number in range(12)))
-        spawn = get_context("spawn")
-        start, won = spawn.Barrier(3), spawn.Queue()
-        children = [spawn.Process(target=claim_all, args=(tmp_path, start, won, 12)) for _ in range(3)]
+        processes = fresh_processes()
+        start, won = processes.Barrier(3), processes.Queue()
+        children = [processes.Process(target=claim_all, args=(tmp_path, start, won, 12)) for _ in range(3)]
         for child in children:
             child.start()
         claimed = [won.get(timeout=60) for _ in children]

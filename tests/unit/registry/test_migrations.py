@@ -2,12 +2,12 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -19,6 +19,7 @@ from registry.schema.base import Base
 from registry.schema.connections import create_engine_for
 from tasks.errors import InputError
 from tests.helpers.databases import registry_url
+from tests.helpers.fresh_processes import fresh_processes
 from tests.helpers.registries import BACKBONE, accuracy, learn, make_registry, open_together
 
 both = pytest.mark.usefixtures("database")
@@ -40,7 +41,7 @@ def upgrade() -> None:
 def test_migrations_create_what_a_new_registry_has(tmp_path: Path) -> None:
     engine = create_engine_for(registry_url(tmp_path))
     with engine.connect() as connection:
-        migrate.migrate(connection)
+        command.upgrade(migrate.configuration(connection), "head")
         options = {"version_table": revisions.VERSION_TABLE}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
         migrated = schema_of(connection)
@@ -95,9 +96,9 @@ def indices_of(connection: Connection, *tables: str) -> dict[str | None, Any]:
 
 @both
 def test_a_new_registry_can_be_opened_concurrently(tmp_path: Path) -> None:
-    spawn = get_context("spawn")
-    start = spawn.Barrier(3)
-    children = [spawn.Process(target=open_together, args=(tmp_path, start)) for _ in range(3)]
+    processes = fresh_processes()
+    start = processes.Barrier(3)
+    children = [processes.Process(target=open_together, args=(tmp_path, start)) for _ in range(3)]
     for child in children:
         child.start()
     for child in children:

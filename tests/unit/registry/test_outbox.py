@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from registry.schema.connections import create_engine_for, migration_transaction
 from registry.schema.migrate import configuration
 from registry.schema.tables import OutboxRow
 from tests.helpers.databases import registry_url
+from tests.helpers.fresh_processes import fresh_processes
 from tests.helpers.registries import accuracy, begin, empty_the_outbox, learn, learn_in, make_registry, take_and_die
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -158,7 +158,7 @@ def test_claiming_all_returns_each_message_once(registry: Registry) -> None:
 
 def test_a_sender_that_died_here_is_succeeded_at_once(tmp_path: Path, registry: Registry) -> None:
     tell(registry, "a@1")
-    child = get_context("spawn").Process(target=take_and_die, args=(tmp_path,))
+    child = fresh_processes().Process(target=take_and_die, args=(tmp_path,))
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -184,9 +184,9 @@ def test_a_silent_sender_is_succeeded_and_loses_its_message(registry: Registry, 
 def test_several_senders_share_the_messages(tmp_path: Path, registry: Registry) -> None:
     subjects = [f"task{number}@1" for number in range(40)]
     tell(registry, *subjects)
-    spawn = get_context("spawn")
-    start, taken = spawn.Barrier(3), spawn.Queue()
-    children = [spawn.Process(target=empty_the_outbox, args=(tmp_path, start, taken)) for _ in range(3)]
+    processes = fresh_processes()
+    start, taken = processes.Barrier(3), processes.Queue()
+    children = [processes.Process(target=empty_the_outbox, args=(tmp_path, start, taken)) for _ in range(3)]
     for child in children:
         child.start()
     taken_by_each = [taken.get(timeout=90) for _ in children]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
 
@@ -24,6 +23,7 @@ from registry import (
     find_damage,
 )
 from tasks.errors import InputError
+from tests.helpers.fresh_processes import fresh_processes
 from tests.helpers.registries import (
     BACKBONE,
     accuracy,
@@ -57,7 +57,7 @@ def test_an_exception_rolls_the_unit_back(registry: Registry) -> None:
 
 
 def test_a_kill_rolls_the_unit_back(tmp_path: Path, registry: Registry) -> None:
-    child = get_context("spawn").Process(target=die_in_a_unit, args=(tmp_path,))
+    child = fresh_processes().Process(target=die_in_a_unit, args=(tmp_path,))
     child.start()
     child.join()
     assert child.exitcode == 9

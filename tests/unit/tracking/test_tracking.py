@@ -4,7 +4,6 @@ import quopri
 import shutil
 import sqlite3
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from registry.operations.outbox import SEND_LEASE
 from registry.schema.base import now
 from registry.schema.tables import Delta, OutboxRow
 from tests.helpers.databases import registry_url
+from tests.helpers.fresh_processes import fresh_processes
 from tests.helpers.mlflow_runs import client_of, names_of, runs_of, sync_all, sync_together
 from tests.helpers.registries import BACKBONE, begin, learn, learn_in, learn_stream, make_registry
 
@@ -108,9 +108,9 @@ def dying(calls: int) -> Any:
 def test_several_processes_send_each_thing_once(tmp_path: Path, registry: Registry, places: Locations) -> None:
     tasks = [f"task{number}" for number in range(3)]
     learn_stream(registry, *tasks)
-    spawn = get_context("spawn")
-    start, errors = spawn.Barrier(2), spawn.Queue()
-    children = [spawn.Process(target=sync_together, args=(tmp_path, start, errors)) for _ in range(2)]
+    processes = fresh_processes()
+    start, errors = processes.Barrier(2), processes.Queue()
+    children = [processes.Process(target=sync_together, args=(tmp_path, start, errors)) for _ in range(2)]
     for child in children:
         child.start()
     for _ in children:
