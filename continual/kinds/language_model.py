@@ -47,13 +47,14 @@ def token_nll(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequenc
     The caller has attached the delta, if any.
 
     Returns:
-        −log p of each token of the continuations [B, T], in nats, 0 elsewhere; and the number of tokens of each [B].
+        −log p of the tokens of each continuation, with zeros between them [B, K], in nats; and their numbers [B].
     """
     logits_and_labels = _causal_logits if backbone.architecture == "causal" else _seq2seq_logits
     with backbone.autocast():
         logits, labels = logits_and_labels(backbone, prompts, continuations)
-    nll = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return nll, (labels != IGNORE_INDEX).sum(dim=1)
+    scored = labels != IGNORE_INDEX
+    nll = F.cross_entropy(logits[scored].float(), labels[scored], reduction="none")
+    return torch.zeros_like(labels, dtype=nll.dtype).masked_scatter(scored, nll), scored.sum(dim=1)
 
 
 def model_inputs(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> Tokens:
@@ -82,12 +83,19 @@ def _continuation_log_probs(backbone: Backbone, pairs: Sequence[tuple[Ids, Ids]]
 
 
 def _causal_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Logits [B, T, V] and labels [B, T] of the next tokens."""
+    """Logits [B, K, V] and labels [B, K] of the next tokens, at the K positions where a row has a label.
+
+    A vocabulary is so large that logits of the other positions would take longer than the layers.
+    """
     inputs = model_inputs(backbone, prompts, continuations).ids
     pairs = zip(prompts, continuations, strict=True)
     labels = [(*[IGNORE_INDEX] * len(prompt), *continuation) for prompt, continuation in pairs]
-    logits: Tensor = backbone.language_model(**pad_batch(backbone, inputs), use_cache=False).logits
-    return logits[:, :-1], pad_ids(backbone, labels, IGNORE_INDEX)[:, 1:]
+    next_labels = pad_ids(backbone, labels, IGNORE_INDEX)[:, 1:]
+    positions = (next_labels != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+    logits: Tensor = backbone.language_model(
+        **pad_batch(backbone, inputs), use_cache=False, logits_to_keep=positions
+    ).logits
+    return logits, next_labels[:, positions]
 
 
 def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Tensor, Tensor]:
