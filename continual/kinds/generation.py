@@ -165,6 +165,11 @@ class Generation(Kind[GenerationRows]):
         log_probs = context.run(forward_continuation_log_prob(context.backbone, prompts, targets))
         return -float(log_probs.double().sum()) / sum(map(len, targets))
 
+    def rank(self, score: float, loss: float) -> tuple[float, float]:
+        """Rank by the loss first: a score of a few written texts is mostly chance."""
+        by_score, by_loss = super().rank(score, loss)
+        return by_loss, by_score
+
     def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
         """Decode the texts, without special tokens; the score is the probability of all tokens together."""
         answers = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]

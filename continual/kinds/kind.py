@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf, isfinite
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
@@ -313,6 +314,13 @@ class Kind(ABC, Generic[P]):
             losses = [float(self.loss(context.backbone, delta, rows, batch)) for batch in batches]
         weights = [self.loss_weight(rows, batch) for batch in batches]
         return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
+    def rank(self, score: float, loss: float) -> tuple[float, float]:
+        """Return the rank of a validation score and loss among epochs and trials; higher is better.
+
+        The loss tells equal scores of few rows apart.
+        """
+        return score, -loss if isfinite(loss) else -inf
 
     @abstractmethod
     def answers(self, backbone: Backbone, outputs: Outputs, rows: P) -> list[Answer]:

@@ -246,7 +246,7 @@ def search_method(
         return Evaluation(best.score, best.validation_loss)
 
     candidates = search_candidates(task.backbone, search, task.budget)
-    best, trials = successive_halving(candidates, len(task.data.train), evaluate)
+    best, trials = successive_halving(candidates, len(task.data.train), evaluate, rank=task.kind.rank)
     return best, tuple(trials)
 
 

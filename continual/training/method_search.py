@@ -130,14 +130,19 @@ def search_candidates(backbone: Backbone, search: SearchSettings, budget: Budget
 
 
 def successive_halving(
-    candidates: Sequence[SearchCandidate], rows: int, evaluate: Callable[[SearchCandidate, int], Evaluation]
+    candidates: Sequence[SearchCandidate],
+    rows: int,
+    evaluate: Callable[[SearchCandidate, int], Evaluation],
+    *,
+    rank: Callable[[float, float], tuple[float, float]],
 ) -> tuple[SearchCandidate, list[SearchTrial]]:
     """Train all candidates on few rows, and the better half again on twice as many, until one is left.
 
     Args:
-        candidates: At least one; of equal scores the lower loss goes on, of equal losses the earlier candidate.
+        candidates: At least one; of equal ranks the earlier goes on.
         rows: The train rows there are.
         evaluate: Trains a candidate on so many rows and returns its validation score and loss.
+        rank: The rank of a score and a loss, as `Kind.rank` returns it.
 
     Returns:
         The candidate that is left, and all trials.
@@ -147,6 +152,6 @@ def successive_halving(
         share = max(1, rows // 2 ** (rungs - rung))
         rung_trials = [SearchTrial(candidate, share, *evaluate(candidate, share)) for candidate in remaining]
         trials += rung_trials
-        ranked = sorted(rung_trials, key=lambda trial: (-trial.score, trial.loss))  # stable: of equals the earlier
+        ranked = sorted(rung_trials, key=lambda trial: rank(trial.score, trial.loss), reverse=True)  # it is stable
         remaining = [trial.candidate for trial in ranked[: ceil(len(remaining) / 2)]]
     return remaining[0], trials

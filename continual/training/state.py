@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
-from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from continual.deltas import Delta, delta_from_tensors
+from continual.kinds import kind_of_delta
 
 Metadata = dict[str, Any]
 """JSON beside the tensors of a state."""
@@ -30,11 +30,6 @@ class Epoch:
     score: float
     validation_loss: float
 
-    @property
-    def quality(self) -> tuple[float, float]:
-        """The score and, to tell equal scores of few rows apart, minus the validation loss."""
-        return self.score, -self.validation_loss if isfinite(self.validation_loss) else -inf
-
 
 @dataclass(frozen=True)
 class ScoredDelta:
@@ -44,8 +39,10 @@ class ScoredDelta:
     epoch: Epoch
 
     def better_of(self, other: "ScoredDelta") -> "ScoredDelta":
-        """Return the delta with the higher score, of equal scores with the lower loss; this one if both are equal."""
-        return other if other.epoch.quality > self.epoch.quality else self
+        """Return the delta of the better epoch, as its kind ranks them; this one if they are equal."""
+        kind = kind_of_delta(self.delta)
+        mine, others = (kind.rank(epoch.score, epoch.validation_loss) for epoch in (self.epoch, other.epoch))
+        return other if others > mine else self
 
 
 @dataclass(frozen=True)

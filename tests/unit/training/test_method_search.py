@@ -18,6 +18,10 @@ from continual.training.objective import Evaluation
 from tasks import Budget, Method
 
 
+def by_score(score: float, loss: float) -> tuple[float, float]:
+    return score, -loss
+
+
 def candidate(number: int) -> SearchCandidate:
     return SearchCandidate(Method(name="lora"), float(number))
 
@@ -30,14 +34,17 @@ def test_scores_independent_of_the_rows_select_the_best_candidate(scores: list[i
         evaluated.append(share)
         return Evaluation(scores[int(searched.learning_rate)], 1.0)
 
-    best, trials = successive_halving([candidate(i) for i in range(len(scores))], rows, evaluate)
+    best, trials = successive_halving([candidate(i) for i in range(len(scores))], rows, evaluate, rank=by_score)
     assert scores[int(best.learning_rate)] == max(scores)
     assert [trial.rows for trial in trials] == evaluated == sorted(evaluated)
     assert all(1 <= share <= rows for share in evaluated)
 
 
 def test_the_better_half_continues_with_twice_the_rows() -> None:
-    best, trials = successive_halving([candidate(i) for i in range(5)], 800, lambda item, rows: Evaluation(0.5, 1.0))
+    def evaluate(searched: SearchCandidate, share: int) -> Evaluation:
+        return Evaluation(0.5, 1.0)
+
+    best, trials = successive_halving([candidate(i) for i in range(5)], 800, evaluate, rank=by_score)
     assert [(trial.candidate.learning_rate, trial.rows) for trial in trials] == [
         *((number, 100) for number in range(5)),
         *((number, 200) for number in range(3)),
@@ -50,14 +57,14 @@ def test_a_single_candidate_is_not_trained() -> None:
     def evaluate(searched: SearchCandidate, share: int) -> Evaluation:
         raise AssertionError
 
-    assert successive_halving([candidate(7)], 100, evaluate) == (candidate(7), [])
+    assert successive_halving([candidate(7)], 100, evaluate, rank=by_score) == (candidate(7), [])
 
 
 def test_of_equal_scores_the_lower_loss_goes_on() -> None:
     def evaluate(searched: SearchCandidate, share: int) -> Evaluation:
         return Evaluation(0.5, abs(searched.learning_rate - 3))
 
-    assert successive_halving([candidate(i) for i in range(6)], 800, evaluate)[0] == candidate(3)
+    assert successive_halving([candidate(i) for i in range(6)], 800, evaluate, rank=by_score)[0] == candidate(3)
 
 
 def test_candidates_are_within_the_parameter_share_at_each_rate(bert: Backbone) -> None:
