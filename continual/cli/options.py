@@ -26,7 +26,9 @@ err = Console(stderr=True)  # progress and messages; standard output holds only 
 
 BackboneName = Annotated[
     str | None,
-    typer.Option("--backbone", envvar="CONTINUAL_BACKBONE", help="A name (minilm), a hub id or a folder."),
+    typer.Option(
+        "--backbone", envvar="CONTINUAL_BACKBONE", help="A name (minilm, mpnet, smollm2), a hub id or a folder."
+    ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of rows.")]
 AfterName = Annotated[str | None, typer.Option("--after", help="The name in the last row of the previous page.")]
