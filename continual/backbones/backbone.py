@@ -1,6 +1,6 @@
 """The frozen pretrained transformer that all tasks share: loading, freezing, forward passes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ class Backbone:
         fingerprint: Digest of configuration and weights, independent of paths, library versions and compute type.
         pooling: How the hidden states of a text's tokens become one vector.
         device: Where texts enter and hidden states are returned.
-        dtype: Type of the matrix products.
+        dtype: Type of the matrix products and of the matrices; norms and biases are in float32.
         language_model: The language model that `model` is a part of, if there is one: the same modules, not a copy.
         split: Whether its layers are on several devices.
         generates: Whether texts are generated, so that edits go to the output embeddings and to the decoder of an
@@ -151,7 +151,7 @@ class Backbone:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute matrix products in `dtype` inside the block; weights, norms and sums stay in float32."""
+        """Compute matrix products in `dtype` inside the block; norms, softmax and sums are computed in float32."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
@@ -188,9 +188,9 @@ def load_backbone(
     Only safetensors weights are read, and no code from the hub is run.
 
     Args:
-        name: A name (`minilm`), hub id or folder; `NAME@8bit` and `NAME@4bit` quantise it.
+        name: A name (`minilm`, `mpnet`, `smollm2`), hub id or folder; `NAME@8bit` and `NAME@4bit` quantise it.
         device: A device, `auto`, `split` (fill all devices one after the other), or accelerate's device map.
-        dtype: Type of the matrix products: `auto`, `float32` or `bfloat16`.
+        dtype: Type of the matrix products and of the matrices: `auto`, `float32` or `bfloat16`.
         bits: 8 or 4 to quantise it, as an alternative to the name.
 
     Raises:
@@ -204,6 +204,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         family = family_of(config)
         target = resolve_device(device if isinstance(device, str) and not spread else "auto")
+        compute_dtype = resolve_dtype(dtype, target, quantized=bool(resolved_bits))
         if check_quantization(config, name, resolved_bits, target):
             if spread:
                 raise BackboneError(
@@ -212,7 +213,8 @@ def load_backbone(
             spread = {"": "cpu"}  # packed on the CPU, the weights are bit-identical on every device
         with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model, missing = _load_model(source, config, family, spread, resolved_bits)
+            load = partial(_from_pretrained, source, config, dtype=compute_dtype, spread=spread, bits=resolved_bits)
+            model, missing = _load_model(load, config, family)
         pooling = declared_pooling(source)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' default where its files are missing
             raise BackboneError(
@@ -228,9 +230,10 @@ def load_backbone(
 DeviceMap = str | Mapping[str, str | int] | None
 
 
-def _load_model(source: str, config: Any, family: Family, spread: DeviceMap, bits: Bits | None) -> tuple[Any, set[str]]:
+def _load_model(
+    load: Callable[[Any, Mapping[str, Any]], tuple[Any, set[str]]], config: Any, family: Family
+) -> tuple[Any, set[str]]:
     """Load the model, with its language modelling head if any; return the missing weights too."""
-    load = partial(_from_pretrained, source, config, spread=spread, bits=bits)
     if family.architecture == "encoder" and any(
         name.endswith(_MASKED_LM_SUFFIXES) for name in config.architectures or ()
     ):
@@ -241,8 +244,19 @@ def _load_model(source: str, config: Any, family: Family, spread: DeviceMap, bit
 
 
 def _from_pretrained(
-    source: str, config: Any, auto_class: Any, arguments: Mapping[str, Any], *, spread: DeviceMap, bits: Bits | None
+    source: str,
+    config: Any,
+    auto_class: Any,
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    spread: DeviceMap,
+    bits: Bits | None,
 ) -> tuple[Any, set[str]]:
+    """Load a model; its weights are in the type of its files where they are to be in less than float32 at last.
+
+    The fingerprint is of these weights; a cast to the compute type must come after it.
+    """
     placement: dict[str, Any] = {}
     if spread:
         folder = TemporaryDirectory(prefix="continual-")  # for the layers that fit no device's memory
@@ -252,7 +266,7 @@ def _from_pretrained(
             placement["quantization_config"] = quantization_config(bits, auto_class.from_config(config))
     model, info = auto_class.from_pretrained(
         source,
-        dtype=torch.float32,
+        dtype=torch.float32 if bits or dtype == torch.float32 else "auto",
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -277,7 +291,7 @@ def freeze(
         name: Name of the backbone.
         pooling: How the hidden states of a text's tokens become one vector.
         device: The device to move it to, or `auto`; a split model stays where it is.
-        dtype: Type of the matrix products: `auto`, `float32` or `bfloat16`.
+        dtype: Type of the matrix products and of the matrices: `auto`, `float32` or `bfloat16`.
 
     Raises:
         BackboneError: The family is unknown, or the tokenizer has neither a padding nor an end token.
@@ -294,11 +308,14 @@ def freeze(
     _ensure_pad_token(tokenizer, name)
     model.requires_grad_(False).eval()
     fix_compute_dtype(model, compute_dtype)
+    digest = fingerprint(model if is_generator else model.base_model)
     if not split:
+        if not quantization_digest(model):
+            cast_matrices(model, compute_dtype)
         model.to(target)
     return Backbone(
         name=name,
-        fingerprint=fingerprint(model if is_generator else model.base_model),
+        fingerprint=digest,
         model=model.base_model,
         language_model=language_model,
         tokenizer=tokenizer,
@@ -308,6 +325,12 @@ def freeze(
         dtype=compute_dtype,
         split=split,
     )
+
+
+def cast_matrices(model: Any, dtype: torch.dtype) -> None:
+    """Convert the matrices of a model in place; vectors (norms and biases) become float32."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype if weight.dim() > 1 else torch.float32)
 
 
 def _ensure_pad_token(tokenizer: Any, name: str) -> None:

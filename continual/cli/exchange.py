@@ -1,5 +1,6 @@
 """Commands that export deltas to other tools and import them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,8 @@ def export(
     """Export a delta as a folder that PEFT or transformers load without this package."""
     with common.registry() as registry:
         trained_on = registry.backbone(registry.delta(delta).backbone).name
-    with common.learner(backbone or trained_on) as learner:
+    exact = replace(common, dtype="float32") if common.dtype == "auto" else common  # merged weights must not be rounded
+    with exact.learner(backbone or trained_on) as learner:
         files = learner.export(delta, folder, form=form)
     print_rows(
         common, [{"delta": delta, "format": form, "folder": str(folder), "files": list(files)}], title="Exported"

@@ -72,6 +72,8 @@ def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
         raise _not_mergeable(delta, reason)
     if quantization_digest(backbone.base_module) or backbone.split:
         raise _not_mergeable(delta, "its weights are quantised, or split over devices")
+    if backbone.dtype != torch.float32:
+        raise _not_mergeable(delta, f"its matrices are rounded to {backbone.dtype}; load it with dtype float32")
     delta, model = delta.to(backbone.device), deepcopy(backbone.language_model or backbone.model)
     merged = replace(backbone, model=model.base_model, language_model=model if backbone.language_model else None)
     steps = list(_merge_steps(backbone, merged, delta))
