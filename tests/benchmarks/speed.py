@@ -1,11 +1,12 @@
 """Training speed of our loop relative to PEFT's LoRA under transformers' Trainer.
 
     python -m tests.benchmarks.speed STREAM.yaml [--task sst2] [--rows 640] [--repeats 7]
+    python -m tests.benchmarks.speed STREAM.yaml --backbone smollm2 --task e2e --rows 64 --repeats 3 [--dtype float32]
 
-Both use the same rows, batch size, length and precision. One epoch each, in turn, in one process, after a warm-up round
-of both; the ratio is the median over rounds. Both train LoRA of rank 8 on query and value. Our loop sorts rows by
-length before batching, so they are padded less; the Trainer pads each batch to its longest row, as its default collator
-does.
+Both use the same rows, batch size, length, precision and type of weights. One epoch each, in turn, in one process,
+after a warm-up round of both; the ratio is the median over rounds. Both train LoRA of rank 8 on query and value. Our
+loop sorts rows by length before batching, so they are padded less; the Trainer pads each batch to its longest row, as
+its default collator does. Of a generation task both learn the target's tokens alone.
 """
 
 import argparse
@@ -20,8 +21,16 @@ from statistics import median
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from continual.backbones.backbone import Backbone, load_backbone
@@ -29,6 +38,7 @@ from continual.backbones.hub import resolve_source
 from continual.deltas import METHODS
 from continual.kinds import ForwardContext
 from continual.kinds.classification import ClassificationRows
+from continual.kinds.generation import GenerationRows
 from continual.learning.prepared import PreparedTask, prepare_task
 from continual.training.training_run import train
 from continual.transfer.warm_start import from_scratch, initial_delta
@@ -39,20 +49,24 @@ from tests.benchmarks.baselines import RANK, peft_lora
 class _Rows(Dataset[dict[str, Any]]):
     """A dataset of equal token ids in the format of the Trainer."""
 
-    def __init__(self, task: PreparedTask) -> None:
-        assert isinstance(task.train, ClassificationRows)
-        self._tokens, self._classes = task.train.tokens, task.train.classes.tolist()
+    def __init__(self, rows: ClassificationRows | GenerationRows) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._classes)
+        return len(self._rows.tokens)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        ids = list(self._tokens.ids[index])
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": self._classes[index]}
+        labels: Any
+        if isinstance(self._rows, ClassificationRows):
+            ids, labels = list(self._rows.tokens.ids[index]), int(self._rows.classes[index])
+        else:
+            prompt, target = self._rows.prompts[index], self._rows.targets[index]
+            ids, labels = [*prompt, *target], [*[-100] * len(prompt), *target]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
-    """Return a function that trains one epoch by our loop from the closed-form start; its seconds."""
+def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[float, float]]:
+    """Return a function that trains one epoch by our loop from the closed-form start; its seconds and mean loss."""
     start = task.kind.closed_form_start(
         ForwardContext(backbone, None, task.train), ForwardContext(backbone, None, task.validation)
     )
@@ -60,19 +74,28 @@ def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
     delta = initial_delta(backbone, task.kind, from_scratch(start), method="lora", settings=settings, seed=0)
     budget = task.budget.model_copy(update={"epochs": 1})
 
-    def epoch() -> float:
-        rows, validation = task.train, task.validation
-        result = train(backbone, delta, budget=budget, rows=rows, validation=validation, metric="accuracy", seed=0)
-        return result.seconds
+    def epoch() -> tuple[float, float]:
+        rows, validation, metric = task.train, task.validation, task.data.spec.metric
+        result = train(backbone, delta, budget=budget, rows=rows, validation=validation, metric=metric, seed=0)
+        return result.seconds, float(result.curve[-1].loss or 0)
 
     return epoch
 
 
-def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
-    """Return a function that trains one epoch by transformers' Trainer with PEFT's LoRA; its seconds."""
+def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[float, float]]:
+    """Return a function that trains one epoch by transformers' Trainer with PEFT's LoRA; its seconds and mean loss."""
+    assert isinstance(task.train, ClassificationRows | GenerationRows)
+    rows = _Rows(task.train)
 
-    def epoch() -> float:
-        network = peft_lora(resolve_source(backbone.name), len(task.data.labels)).classifier
+    def epoch() -> tuple[float, float]:
+        source, tokenizer = resolve_source(backbone.name), backbone.tokenizer
+        if isinstance(task.train, ClassificationRows):
+            network: Any = peft_lora(source, len(task.data.labels)).classifier
+            collator: Any = DataCollatorWithPadding(tokenizer)
+        else:
+            plain = AutoModelForCausalLM.from_pretrained(source, dtype=backbone.dtype)
+            network = get_peft_model(plain, LoraConfig(r=RANK, target_modules=["q_proj", "v_proj"]))
+            collator = DataCollatorForSeq2Seq(tokenizer)
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
@@ -87,12 +110,11 @@ def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], float]:
                 disable_tqdm=True,
                 seed=0,
             )
-            collator = DataCollatorWithPadding(backbone.tokenizer)
-            run = Trainer(model=network, args=arguments, train_dataset=_Rows(task), data_collator=collator)
+            run = Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
             run.remove_callback(PrinterCallback)  # it would print to where the document goes
             start = time.perf_counter()
-            run.train()
-            return time.perf_counter() - start
+            loss = run.train().training_loss
+            return time.perf_counter() - start, loss
 
     return epoch
 
@@ -103,11 +125,13 @@ def main() -> None:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--rows", type=int, default=640)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--backbone")
+    parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
     stream = read_stream(arguments.stream)
     spec = next(task for task in stream.resolved() if task.name == arguments.task)
-    rows = {"train": arguments.rows, "validation": 32, "test": 32}
-    backbone = load_backbone(stream.backbone or "minilm")
+    rows = {"train": arguments.rows, "validation": 4, "test": 4}
+    backbone = load_backbone(arguments.backbone or stream.backbone or "minilm", dtype=arguments.dtype)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT asks for an old name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -121,12 +145,14 @@ def main() -> None:
         "batch_size": task.budget.batch_size,
         "max_length": task.budget.max_length,
         "dtype": str(backbone.dtype).removeprefix("torch."),
+        "backbone": backbone.name,
         "device": str(backbone.device),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "examples_per_second": {name: arguments.rows / median(r[name] for r in rounds) for name in variants},
-        "ratio": median(r["peft_trainer"] / r["ours"] for r in rounds),
-        "ratios": [r["peft_trainer"] / r["ours"] for r in rounds],
+        "examples_per_second": {name: arguments.rows / median(r[name][0] for r in rounds) for name in variants},
+        "loss": {name: rounds[0][name][1] for name in variants},
+        "ratio": median(r["peft_trainer"][0] / r["ours"][0] for r in rounds),
+        "ratios": [r["peft_trainer"][0] / r["ours"][0] for r in rounds],
     }
     print(json.dumps(document, indent=2))
 
