@@ -12,8 +12,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from tasks.conversation import Text, text_parts
 from tasks.errors import DataError
-from tasks.rows import LabelledTexts, Target, TaskData, Text
+from tasks.rows import LabelledTexts, Target, TaskData
 from tasks.spec import SPLITS, Split
 
 FEW_VALIDATION_ROWS = 50
@@ -180,11 +181,7 @@ def _repeated_rows(train: LabelledTexts) -> Iterator[str]:
 
 
 def _nearly_empty_texts(split: Split, texts: Sequence[Text]) -> Iterator[str]:
-    rows = [
-        row
-        for row, text in enumerate(texts, start=1)
-        if any(map(is_nearly_empty, (text,) if isinstance(text, str) else text))
-    ]
+    rows = [row for row, text in enumerate(texts, start=1) if any(map(is_nearly_empty, text_parts(text)))]
     if rows:
         yield (
             f"{split}: {share_of_rows(len(rows), len(texts))} have a text that is nearly empty, or the placeholder of "
@@ -194,8 +191,7 @@ def _nearly_empty_texts(split: Split, texts: Sequence[Text]) -> Iterator[str]:
 
 def _text_key(text: Text) -> tuple[str, ...]:
     """Return what equal texts have in common."""
-    parts = (text,) if isinstance(text, str) else text
-    composed = (part if part.isascii() else unicodedata.normalize("NFKC", part) for part in parts)
+    composed = (part if part.isascii() else unicodedata.normalize("NFKC", part) for part in text_parts(text))
     return tuple(" ".join(part.casefold().split()) for part in composed)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.conversation import Text
 from tasks.data_quality import held_out_warnings, require_no_warnings, rows_as_read_warnings
 from tasks.errors import DataError
-from tasks.rows import LabelledTexts, TaskData, Text, sample, sample_shots, split_off
+from tasks.generation_rows import read_generation
+from tasks.kind_schemas import KIND_SCHEMAS
+from tasks.rows import LabelledTexts, TaskData, expand_turns, sample, sample_shots, split_off
 from tasks.source import SourceLocation, available_splits, read_split
 from tasks.spec import Split, Stream, TaskSpec
 from tasks.targets import read_targets, train_labels
@@ -54,8 +57,9 @@ def load_task(spec: TaskSpec, *, folder: Path, seed: int) -> TaskData:
     splits, carve_notes = _carve_absent_splits(as_read, origin, seed)
     labels = train_labels(spec, splits, origin)
     splits, limit_notes = _limit_splits(splits, spec, origin, seed)
+    splits, turn_notes = _expand_turns(splits)
     warnings = (*rows_as_read_warnings(as_read, labels), *held_out_warnings(splits, labels))
-    notes = (*carve_notes, *limit_notes)
+    notes = (*carve_notes, *limit_notes, *turn_notes)
     data = TaskData(spec, labels, splits["train"], splits["validation"], splits["test"], notes, warnings, folder, seed)
     require_no_warnings(data)
     return data
@@ -81,11 +85,13 @@ def load_validation(spec: TaskSpec, *, folder: Path, seed: int) -> LabelledTexts
         rows = _carve_absent_splits(other_splits | {"train": _read_rows(spec, origin, "train")}, origin, seed)[0][
             "validation"
         ]
-    return _limit_rows(rows, spec, "validation", origin, seed)
+    return expand_turns(_limit_rows(rows, spec, "validation", origin, seed))
 
 
 def _read_rows(spec: TaskSpec, origin: SourceLocation, split: Split) -> LabelledTexts:
     table = read_split(origin, split)
+    if KIND_SCHEMAS[spec.kind].targets == "texts":
+        return read_generation(spec, table)
     column_names = (spec.text,) if isinstance(spec.text, str) else spec.text
     columns = [table.column(name).texts() for name in column_names]
     texts: tuple[Text, ...] = tuple(zip(*columns, strict=True)) if len(columns) == 2 else columns[0]
@@ -140,6 +146,17 @@ def _limit_splits(
         if len(limited[split]) < full_size:
             notes.append(f"{split}: {len(limited[split])} of {full_size} rows were taken (seed {seed})")
     return limited, notes
+
+
+def _expand_turns(splits: dict[Split, LabelledTexts]) -> tuple[dict[Split, LabelledTexts], list[str]]:
+    """Return the splits with a row for each learned turn of a conversation, and notes for the user."""
+    expanded = {split: expand_turns(rows) for split, rows in splits.items()}
+    notes = [
+        f"{split}: {len(splits[split])} conversations have {len(rows)} assistant turns that are learned, a row for each"
+        for split, rows in expanded.items()
+        if len(rows) > len(splits[split])
+    ]
+    return expanded, notes
 
 
 def _limit_rows(rows: LabelledTexts, spec: TaskSpec, split: Split, origin: SourceLocation, seed: int) -> LabelledTexts:

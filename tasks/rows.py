@@ -16,10 +16,9 @@ from math import floor
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.conversation import Conversation, Text, text_of
 from tasks.errors import DataError
 from tasks.spec import TaskSpec
-
-Text = str | tuple[str, str]
 
 
 class AnswerSpan(NamedTuple):
@@ -51,10 +50,10 @@ Target = str | float | tuple[AnswerSpan, ...] | GenerationTarget  # of classific
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts (or pairs of texts) and their targets, in order.
+    """Texts (or pairs of texts, or conversations) and their targets, in order.
 
     Attributes:
-        texts: One text or pair per row.
+        texts: One text, pair or conversation per row.
         targets: One target per row; empty if the targets are unknown.
     """
 
@@ -114,6 +113,24 @@ class TaskData:
     warnings: tuple[str, ...] = ()
     folder: Path = Path()
     seed: int = 0
+
+
+def expand_turns(rows: LabelledTexts) -> LabelledTexts:
+    """Return one row for each learned turn of conversations, in order: the messages before it are its text.
+
+    It is called when the splits are made, so that the turns of one conversation are in one split.
+    """
+    expanded: list[tuple[Text, Target]] = []
+    for text, target in zip(rows.texts, rows.targets, strict=True):
+        if isinstance(text, Conversation):
+            messages = tuple(message._replace(learned=False) for message in text.messages)
+            for turn, message in enumerate(text.messages):
+                if message.learned:
+                    answer = GenerationTarget(message.content, (message.content,))
+                    expanded.append((text_of(messages[:turn]), answer))
+            text = text_of(messages)
+        expanded.append((text, target))
+    return LabelledTexts(tuple(text for text, _ in expanded), tuple(target for _, target in expanded))
 
 
 def split_off(rows: LabelledTexts, count: int, *, seed: int | str) -> tuple[LabelledTexts, LabelledTexts]:

@@ -28,6 +28,7 @@ from tasks.template import Template
 
 Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
+Truncation = Literal["head", "tail", "middle"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 READER_OPTIONS: dict[str, tuple[str, ...]] = {  # arguments of a builder that neither run code nor drop rows
@@ -77,8 +78,10 @@ def _option(description: str, **limits: Any) -> Any:
 
 
 MOST_ROWS = 10**12
+LONGEST_LITERAL = 100_000  # characters of a literal text
 LONGEST = 4096  # characters of a path, a name of a column or of a model
 Column = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+Literally = Annotated[str, Field(min_length=1, max_length=LONGEST_LITERAL)]
 Location = Annotated[str, Field(max_length=LONGEST)]
 Encoding = Annotated[str | None, AfterValidator(_encoding)]
 TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
@@ -209,6 +212,9 @@ class Budget(StrictModel):
         max_length: Maximum tokens per text.
         joint: Number of tasks that may share one forward pass in training, including this one.
         checkpointing: Recompute layers in the backward pass (gradient checkpointing) to save memory.
+        max_prompt: Maximum tokens of a generation task's prompt, with its template; the default is `max_length`.
+        max_new_tokens: Maximum tokens of a generation task's targets and answers; the default is the longest target of
+            train, or `max_length`.
     """
 
     epochs: int = Field(default=3, ge=0, le=1_000_000)
@@ -221,6 +227,8 @@ class Budget(StrictModel):
         exclude_if=lambda enabled: not enabled,  # specs stored before this field existed keep their digests
         description="compute layers twice to keep less of them for the gradient",
     )
+    max_prompt: int | None = _option("tokens of a prompt that are read", ge=8, le=10_000_000)
+    max_new_tokens: int | None = _option("tokens of a target and of an answer", ge=2, le=10_000_000)
 
 
 class Method(StrictModel):
@@ -256,11 +264,15 @@ class Method(StrictModel):
         return dict(self.model_extra or {})
 
 
+_GENERATION_KEYS = ("messages", "prompt", "completion", "system", "instruction", "chat_template", "truncate")
+
+
 class TaskSpec(StrictModel):
     """One task: its kind, rows, metric, and overrides of its stream's defaults.
 
     The target column is `label` (classification, regression), `answers` (span) or `target` (generation, with
-    `references` as further right answers).
+    `references` as further right answers). A generation task may name `prompt` and `completion` instead of `text` and
+    `target`, or one column of `messages`.
 
     Attributes:
         name: Unique in its stream.
@@ -271,6 +283,14 @@ class TaskSpec(StrictModel):
         target: Column of texts to generate.
         answers: Column of answers in the passage.
         references: Column of further accepted texts.
+        prompt: Another name of `text`, which the spec has then.
+        completion: Another name of `target`, which the spec has then.
+        messages: Column of conversations, whose assistant turns are the targets; `text` has the same column then.
+        system: Literal system message of every prompt.
+        instruction: Literal text before every text.
+        chat_template: Whether prompts are written in the tokenizer's chat template; by default wherever a causal
+            backbone has one.
+        truncate: The part of a long prompt that is left out; by default its head.
         template: Classification by filling a gap.
         metric: The default is the first metric of the kind.
         rows: Maximum number of rows by split: seeded, stratified; train keeps every label.
@@ -285,10 +305,17 @@ class TaskSpec(StrictModel):
     kind: str = "classification"
     source: Source
     text: TextColumns
+    messages: Column | None = _option("column of conversations")
     label: Column | None = Field(default=None, validate_default=True)
     target: Column | None = Field(default=None, validate_default=True)
     answers: Column | None = Field(default=None, validate_default=True)
     references: Column | None = Field(default=None, validate_default=True)
+    prompt: TextColumns | None = _option("another name of text")
+    completion: Column | None = _option("another name of target")
+    system: Literally | None = _option("system message of every prompt")
+    instruction: Literally | None = _option("text before every text")
+    chat_template: bool | None = _option("write prompts in the tokenizer's chat template")
+    truncate: Truncation | None = _option("part of a long prompt that is left out")
     template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
     metric: str = Field(default="", validate_default=True)
     rows: dict[Split, Annotated[int, Field(ge=1, le=MOST_ROWS)]] = Field(default_factory=dict)
@@ -297,6 +324,25 @@ class TaskSpec(StrictModel):
     warm_start: WarmStart | None = None
     budget: Budget | None = None
     strict: bool | None = _option("refuse suspicious rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_and_target_have_one_name(cls, values: Any) -> Any:
+        kind = values.get("kind") if isinstance(values, Mapping) else None
+        if not isinstance(kind, str) or kind not in KIND_SCHEMAS:
+            return values
+        schema = KIND_SCHEMAS[kind]
+        renamed = dict(values)
+        for key, name in (("prompt", "text"), ("completion", "target")):
+            if key in schema.keys and renamed.get(key) is not None:
+                if renamed.get(name) is not None:
+                    raise ValueError(f"{key!r} is another name of {name!r}: give one of them")
+                renamed[name] = renamed.pop(key)
+        if "messages" in schema.keys and (column := renamed.get("messages")) is not None:
+            if others := [repr(key) for key in ("text", "target") if renamed.get(key) not in (None, column)]:
+                raise ValueError(f"a column of messages has text and target: drop {', '.join(others)}, or messages")
+            renamed["text"] = column
+        return renamed
 
     @field_validator("kind")
     @classmethod
@@ -314,14 +360,14 @@ class TaskSpec(StrictModel):
             raise ValueError(f"a {kind} task reads two columns, as in `text: [question, context]`")
         return value
 
-    @field_validator("label", "target", "answers", "references", "template")
+    @field_validator("label", "target", "answers", "references", "template", *_GENERATION_KEYS)
     @classmethod
     def _key_fits_kind(cls, value: Any, info: ValidationInfo) -> Any:
         kind, key = info.data.get("kind"), info.field_name
         if kind is None:
             return value
         schema = KIND_SCHEMAS[kind]
-        if value is None and key == schema.target_column:
+        if value is None and key == schema.target_column and not info.data.get("messages"):
             raise ValueError(
                 f"a {kind} task must name the column of its {schema.target_description}, as in `{key}: {key}`"
             )

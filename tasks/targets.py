@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.columns import Column, Table
+from tasks.conversation import Text, text_parts
 from tasks.errors import DataError
 from tasks.kind_schemas import KIND_SCHEMAS, TargetType
-from tasks.rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, Text
+from tasks.rows import AnswerSpan, LabelledTexts, Target
 from tasks.source import SourceLocation
 from tasks.spec import SPLITS, Split, TaskSpec
 
@@ -29,7 +30,7 @@ def read_targets(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[T
 
 
 def _read_labels(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[str, ...]:
-    column = _target_column(spec, table)
+    column = target_column(spec, table)
     names = getattr(column.feature, "names", None)  # a `ClassLabel` of `datasets` has names
     return column.read(
         lambda value: _parse_label(value, names),
@@ -49,7 +50,7 @@ def _parse_label(value: Any, names: list[str] | None) -> str | None:
 
 
 def _read_numbers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[float, ...]:
-    return _target_column(spec, table).read(
+    return target_column(spec, table).read(
         parse_number, allowed="a number; allowed are finite numbers such as 3, 0.5 or 1e-3; mend the row or drop it"
     )
 
@@ -69,32 +70,15 @@ def parse_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read_generation(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[GenerationTarget, ...]:
-    targets = _target_column(spec, table).texts()
-    if spec.references is None:
-        return tuple(GenerationTarget(target, (target,)) for target in targets)
-    references = table.column(spec.references).read(
-        _parse_texts, allowed="a text or a list of at least one text; mend the row or drop it"
-    )
-    return tuple(GenerationTarget(*row) for row in zip(targets, references, strict=True))
-
-
-def _parse_texts(value: Any) -> tuple[str, ...] | None:
-    if isinstance(value, str):
-        return (value,)
-    is_list = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-    return tuple(value) if is_list else None
-
-
 def _read_answers(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[tuple[AnswerSpan, ...], ...]:
-    column = _target_column(spec, table)
+    column = target_column(spec, table)
     answers = column.read(
         _parse_answers,
         allowed='answers; allowed are {"text": ["…"], "answer_start": [0]} and ["…"], with at least one answer; '
         "questions without one cannot be learned: drop the row",
     )
     return tuple(
-        _locate_answers(column, row, row_answers, passage=text[1])
+        _locate_answers(column, row, row_answers, passage=text_parts(text)[1])
         for row, (row_answers, text) in enumerate(zip(answers, texts, strict=True), 1)
     )
 
@@ -144,11 +128,10 @@ _READERS: Mapping[TargetType, Callable[[TaskSpec, Table, Sequence[Text]], tuple[
     "labels": _read_labels,
     "numbers": _read_numbers,
     "answers": _read_answers,
-    "texts": _read_generation,
 }
 
 
-def _target_column(spec: TaskSpec, table: Table) -> Column:
+def target_column(spec: TaskSpec, table: Table) -> Column:
     """Return the target column of the task's kind."""
     name = getattr(spec, KIND_SCHEMAS[spec.kind].target_column)
     assert name is not None  # guaranteed by the spec's validators

@@ -9,7 +9,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import MethodSettings
 from continual.errors import MethodError
-from tasks import Text
+from tasks import Text, text_parts
 
 # Rows are sorted by length within windows of so many batches: little padding, and batches stay nearly random.
 LENGTH_SORT_WINDOW = 50
@@ -76,7 +76,7 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], *, max_length: int) -> T
     """
     if not texts:
         return Tokens((), None)
-    parts = [[replace_surrogates(part) for part in ((text,) if isinstance(text, str) else text)] for text in texts]
+    parts = [[replace_surrogates(part) for part in text_parts(text)] for text in texts]
     if len({len(part) for part in parts}) > 1:  # the tokenizer takes texts or pairs, not both at once
         singles = [tokenize(backbone, [text], max_length=max_length) for text in texts]
         types = None if singles[0].types is None else tuple(single.types[0] for single in singles if single.types)
@@ -98,9 +98,8 @@ def truncated_counts(backbone: Backbone, texts: Sequence[Text], tokens: Tokens) 
     longest, counts = max(tokens.lengths, default=0), [0] * len(tokens)
     for i, length in enumerate(tokens.lengths):
         if length == longest:
-            text = texts[i]
-            parts = (text,) if isinstance(text, str) else text
-            whole = backbone.tokenizer(*map(replace_surrogates, parts), verbose=False)["input_ids"]
+            parts = map(replace_surrogates, text_parts(texts[i]))
+            whole = backbone.tokenizer(*parts, verbose=False)["input_ids"]
             counts[i] = max(len(whole) - length, 0)
     return counts
 

@@ -26,7 +26,7 @@ from continual.kinds.language_model import (
     token_nll,
 )
 from continual.kinds.windows import truncate_text
-from tasks import Template, Text
+from tasks import Template, Text, text_parts
 
 BATCH = 16  # texts; small, as a masked model returns logits over the vocabulary for each of their tokens
 SENTINEL = "<extra_id_0>"  # of T5: stands for the gap in the encoder's input, and before its filling in the decoder's
@@ -101,13 +101,13 @@ def build_cloze(backbone: Backbone, template: Template, texts: Sequence[Text], *
         max_length: Largest number of tokens with the template. A longer text is truncated, of a pair each to half.
     """
     limit = min(max_length, backbone.longest_input)
-    filled = [_fill_within(backbone, template, (text,) if isinstance(text, str) else text, limit) for text in texts]
+    filled = [_fill_within(backbone, template, text_parts(text), limit) for text in texts]
     return Cloze(tuple(prompt for prompt, _ in filled), tuple(continuations for _, continuations in filled))
 
 
 def cloze_excess(backbone: Backbone, template: Template, text: Text, *, max_length: int) -> int:
     """Return the number of tokens by which a text in the template is longer than `build_cloze` allows."""
-    filled = _fill(backbone, template, (text,) if isinstance(text, str) else text)
+    filled = _fill(backbone, template, text_parts(text))
     return max(_token_count(filled) - min(max_length, backbone.longest_input), 0)
 
 

@@ -25,7 +25,7 @@ from continual.kinds.language_model import (
     model_inputs,
     token_nll,
 )
-from tasks import GenerationTarget, LabelledTexts, TaskData, TaskSpec
+from tasks import GenerationTarget, LabelledTexts, TaskData, TaskSpec, text_parts
 
 PAD_TOKEN = -1  # fills up the tokens of shorter answers
 
@@ -93,7 +93,7 @@ class Generation(Kind[GenerationRows]):
             tuple(target.references for target in targets),
             tuple((*ids, *separator) for ids in tokens.ids),
             tuple(_target_ids(backbone, target.text)[: self.longest] for target in targets),
-            tuple(text if isinstance(text, str) else " ".join(text) for text in rows.texts),
+            tuple(" ".join(text_parts(text)) for text in rows.texts),
         )
 
     def truncated_counts(

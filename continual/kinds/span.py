@@ -30,7 +30,7 @@ from continual.kinds.windows import (
     question_excess,
     split_into_windows,
 )
-from tasks import AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
+from tasks import AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec, text_parts
 
 OUTPUTS = ("start", "end")
 SHRINKAGES = (0.01, 0.1, 0.5)
@@ -95,7 +95,7 @@ class Span(Kind[SpanRows]):
         return SpanRows(
             tokenize(backbone, rows.texts, max_length=max_length),
             tuple(tuple(answer.text for answer in row) for row in answers),
-            tuple("" if isinstance(text, str) else text[1] for text in rows.texts),
+            tuple((*text_parts(text), "")[1] for text in rows.texts),
             windows,
             tuple(
                 answer_token_masks(windows.spans[window], row)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from continual.backbones.backbone import Backbone
 from continual.features.tokens import Tokens, replace_surrogates
-from tasks import AnswerSpan, Text
+from tasks import AnswerSpan, Text, text_parts
 
 OVERLAP_DIVISOR = 4  # one part in so many of a window is repeated at the beginning of the next one
 NOT_IN_PASSAGE = -1
@@ -53,7 +53,7 @@ def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length:
     spans: list[Tensor] = []
     row_windows: list[range] = []
     for text in texts:
-        question, passage = (text, "") if isinstance(text, str) else text
+        question, passage = (*text_parts(text), "")[:2]
         question = truncate_text(backbone, question, question_limit)
         passage_tokens = limit - special_tokens - len(_encode_with_offsets(backbone, question)["input_ids"])
         encoded = backbone.tokenizer(
@@ -78,8 +78,7 @@ def split_into_windows(backbone: Backbone, texts: Sequence[Text], *, max_length:
 
 def question_excess(backbone: Backbone, text: Text, *, max_length: int) -> int:
     """Return the number of tokens of a question that windows of `max_length` tokens leave out."""
-    question = text if isinstance(text, str) else text[0]
-    tokens = len(_encode_with_offsets(backbone, question)["input_ids"])
+    tokens = len(_encode_with_offsets(backbone, text_parts(text)[0])["input_ids"])
     return max(tokens - _question_limit(backbone, max_length), 0)
 
 

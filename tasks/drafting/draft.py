@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.columns import Table
+from tasks.conversation import Text, text_parts
 from tasks.data_quality import IMBALANCED_RATIO, IMBALANCED_SHARE
 from tasks.drafting.grouping import FileGroup, group_files, task_name
 from tasks.drafting.profiles import ColumnProfile, profile_table
 from tasks.errors import DataError
 from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.load import load_task
-from tasks.rows import TaskData, Text
+from tasks.rows import TaskData
 from tasks.source import SourceLocation, read_split
 from tasks.spec import Budget, Stream, TaskSpec
 
@@ -243,7 +244,7 @@ def _read_length(tasks: Iterable[TaskData]) -> tuple[int, str]:
 
 
 def _size(text: Text) -> int:
-    return sum(len(part.encode("utf-8", "replace")) for part in ((text,) if isinstance(text, str) else text))
+    return sum(len(part.encode("utf-8", "replace")) for part in text_parts(text))
 
 
 def _no_guess(profiles: Profiles, problem: str, *, where: str) -> DataError:

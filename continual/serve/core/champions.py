@@ -15,7 +15,7 @@ from continual.inference.predictor import Prediction, Predictor
 from continual.kinds import TokenCallback
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry, quote
-from tasks import Text
+from tasks import Text, text_parts
 from tasks.errors import InputError
 
 BYTES_PER_TOKEN = 4  # about, for texts in words
@@ -50,8 +50,7 @@ class InferenceRequest:
     @cached_property
     def cost(self) -> int:
         """The approximate number of tokens; cached, since the queue reads it often and texts may be long."""
-        parts = (self.text,) if isinstance(self.text, str) else self.text
-        return 2 + sum(len(part.encode("utf-8", "replace")) for part in parts) // BYTES_PER_TOKEN
+        return 2 + sum(len(part.encode("utf-8", "replace")) for part in text_parts(self.text)) // BYTES_PER_TOKEN
 
 
 @dataclass(frozen=True)

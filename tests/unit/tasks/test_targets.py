@@ -70,7 +70,7 @@ def test_the_first_metric_of_a_kind_is_its_default(kind: str) -> None:
         (
             "generation",
             {"label": "x"},
-            "has no use for 'label', only for target, references; drop it",
+            "has no use for 'label', only for target, references, prompt, completion, messages, system",
         ),
         ("span", {"text": "text"}, r"a span task reads two columns, as in `text: \[question, context\]`"),
         ("regression", {"template": {"text": "{{ mask }}", "words": {"a": "b", "c": "d"}}}, "no use for 'template'"),
