@@ -103,7 +103,7 @@ def _row(task: "TaskDraft") -> dict[str, Any]:
         "task": spec.name,
         "kind": spec.kind,
         "text": [spec.text] if isinstance(spec.text, str) else list(spec.text),
-        "target": getattr(spec, KIND_SCHEMAS[spec.kind].target_column),
+        "target": spec.messages or getattr(spec, KIND_SCHEMAS[spec.kind].target_column),
         "labels": len(data.labels) or None,
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "metric": spec.metric,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -138,4 +139,6 @@ def _check_stream(common: BackboneOptions, stream: "Stream", backbone: str | Non
             print_message(f"{row['task']}: {note}")
         for warning in row["warnings"]:
             print_message(f"{row['task']}: warning: {warning}", style="yellow")
-    print_rows(common, rows, title="Every task can be learned; what it would take")
+        for part, text in row["example"].items():
+            print_message(f"{row['task']}: {part} of one row, as the model reads it:\n{indent(text, '  ')}")
+    print_rows(common, rows, title="Every task can be learned; what it would take", hidden=["example"])

@@ -1,7 +1,8 @@
 """Inputs as people give them, in one format for Python, the command line, HTTP and MLflow.
 
 An input is a text, a pair of texts, or an object `{"text": …}` that may name its `task` and hold further columns. Those
-are handed back with the answer, so that answers can be joined to what they answer.
+are handed back with the answer, so that answers can be joined to what they answer. A conversation is an object
+`{"messages": […]}`, as generation tasks learn them.
 """
 
 import json
@@ -11,9 +12,12 @@ from typing import Any
 
 from continual.errors import InputLineError
 from continual.inference.predictor import ANSWER_FIELDS, Prediction, Predictor
-from tasks import Text
+from tasks import Text, parse_messages, text_of
+from tasks.conversation import MESSAGES
 
-ALLOWED = 'a text, a pair of texts, or {"text": …} with a text or a pair and, if it is known, the "task"'
+ALLOWED = (
+    'a text, a pair of texts, or {"text": …} (or "messages") with a text or a pair and, if it is known, the "task"'
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class InputRow:
     """One input.
 
     Attributes:
-        text: A text, or a pair of texts.
+        text: A text, a pair of texts, or a conversation.
         task: The task whose delta answers; None lets the router choose.
         columns: Further columns by the names under which they are handed back.
     """
@@ -48,13 +52,15 @@ def parse_row(value: Any, *, where: str) -> InputRow:
         return value
     if not isinstance(value, Mapping):
         return InputRow(_text(value, where=where))
-    if "text" not in value:
+    key = "messages" if "messages" in value and "text" not in value else "text"
+    if key not in value:
         raise InputLineError(f"{where} has the columns {', '.join(map(repr, value)):.200} and no text; give {ALLOWED}")
     task = value.get("task")
     if not (task is None or isinstance(task, str)):
         raise InputLineError(f"{where}: task {task!r:.80} is no name; give a task's name, or null for the router")
-    others = {name: column for name, column in value.items() if name not in ("text", "task")}
-    return InputRow(_text(value["text"], where=where), task, answer_columns(others, where=where))
+    others = {name: column for name, column in value.items() if name not in (key, "task")}
+    text = _text(value[key], where=where) if key == "text" else _conversation(value[key], where=where)
+    return InputRow(text, task, answer_columns(others, where=where))
 
 
 def answer_columns(columns: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -122,6 +128,13 @@ def frame_records(frame: Any) -> list[dict[str, Any]]:
     present = frame.astype(object).where(frame.notna(), None)
     records: list[dict[str, Any]] = present.to_dict("records")
     return records
+
+
+def _conversation(value: Any, *, where: str) -> Text:
+    messages = parse_messages(value.tolist() if hasattr(value, "tolist") else value)  # Parquet's arrays
+    if messages is None:
+        raise InputLineError(f"{where} has the messages {value!r:.80}; give {MESSAGES}")
+    return text_of([message._replace(learned=False) for message in messages])
 
 
 def _text(value: Any, *, where: str) -> Text:

@@ -17,7 +17,7 @@ from continual.routing import Decision, Opinion, Router, choose_tasks, rule_name
 from continual.routing.stored_router import LoadedRouter, load_router
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry, not_found
-from tasks import Text
+from tasks import Text, text_as_json
 from tasks.errors import InputError
 
 ABSTAIN_CANDIDATES = 3  # nearest tasks that are named for an input of no task
@@ -47,7 +47,7 @@ class Prediction:
     """The answer to one input.
 
     Attributes:
-        text: The input.
+        text: The input: a text, a pair or a conversation.
         task: The named or the chosen task; None where the router abstained.
         label: The answer, a number for a regression and a text for any other kind.
         score: Probability of the answer, a fraction; None for kinds without probabilities.
@@ -76,6 +76,7 @@ class Prediction:
         """Return the fields of the answer, followed by the input's further columns."""
         answer = asdict(replace(self, columns={}))
         del answer["columns"]
+        answer["text"] = text_as_json(self.text)
         return answer | dict(self.columns)
 
 

@@ -1,11 +1,12 @@
 """Generation: the frozen language model, with the delta's edits, writes the answer; no head.
 
 It is trained by teacher forcing on the targets' tokens alone, and answers with the most probable next token each time.
-A causal model reads the text, a line break, and then writes.
+A causal model reads the text in its chat template, or the text and a line break, and then writes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
-from continual.features.tokens import Tokens, replace_surrogates, tokenize, truncated_counts
+from continual.features.tokens import Tokens, tokenize, truncated_counts
+from continual.kinds.chat import (
+    PromptFormat,
+    Prompts,
+    encode_prompts,
+    encode_target,
+    end_token,
+    format_obstacles,
+    prompt_format,
+    prompt_room,
+    separator,
+)
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, TokenCallback, single_class
 from continual.kinds.language_model import (
     BATCH,
@@ -42,6 +54,7 @@ class GenerationRows:
         prompts: Input of the model for each row: the text, and of a causal model a separator.
         targets: Tokens to write for each row, the end token included; empty for rows without targets.
         sources: The texts as they were given; a pair as one text, with a space between.
+        excess: The number of tokens that were left out of each prompt; empty where the texts alone tell it.
     """
 
     tokens: Tokens
@@ -49,6 +62,7 @@ class GenerationRows:
     prompts: tuple[Ids, ...]
     targets: tuple[Ids, ...]
     sources: tuple[str, ...]
+    excess: tuple[int, ...] = ()
 
 
 @final
@@ -57,55 +71,87 @@ class Generation(Kind[GenerationRows]):
     """Generation of a text.
 
     Attributes:
-        longest: Tokens of the longest target among the train rows; no answer is longer.
+        longest: Tokens of the longest target among the train rows, or as many as the task allows; no answer is longer.
+        prompt: How texts become prompts; None for deltas that were learned on the texts as the tokenizer frames them.
     """
 
     metric_kind: ClassVar[str] = "generation"
     generates: ClassVar[bool] = True
 
     longest: int
+    prompt: PromptFormat | None = None
 
     @classmethod
     def incompatibilities(cls, backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
-        """Yield why the backbone writes no text: it is an encoder, or lacks its language modelling head."""
+        """Yield why the backbone writes no text, or cannot read the task's prompts."""
         if reason := language_model_obstacle(backbone, what="generation"):
             yield reason
+        else:
+            yield from format_obstacles(backbone, spec)
 
     @classmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
-        """Measure the longest target, up to `max_length` tokens or half of the positions of the backbone."""
+        """Take the format of the prompts and the longest target, up to half of the positions of the backbone."""
         assert data.spec.budget  # filled in by `Stream.resolved`
-        longest = max(len(_target_ids(backbone, target.text)) for target in _targets(data.train))
-        return cls(min(longest, data.spec.budget.max_length, backbone.longest_input // 2))
+        budget, kind = data.spec.budget, cls(backbone.longest_input, prompt_format(backbone, data.spec))
+        targets = kind._target_ids(backbone, data.train)
+        longest = budget.max_new_tokens or min(max(map(len, targets)), budget.max_length)
+        return replace(kind, longest=min(longest, backbone.longest_input // 2))
 
     def settings(self) -> dict[str, Any]:
-        """Return the longest answer."""
-        return asdict(self)
+        """Return the longest answer and the format of the prompts."""
+        return {"longest": self.longest} | ({"prompt": self.prompt.to_json()} if self.prompt else {})
 
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> GenerationRows:
-        """Tokenize texts and targets; a causal model's text leaves room for the longest answer."""
-        separator = _separator(backbone)
-        if backbone.architecture == "causal":  # text and answer share the positions
-            max_length = min(max_length, backbone.longest_input - self.longest - len(separator))
-        tokens, targets = tokenize(backbone, rows.texts, max_length=max_length), _targets(rows)
+        """Tokenize texts and targets; a causal model's prompt leaves room for the longest answer.
+
+        A target that is too long loses tokens before its end token, which is always learned.
+        """
+        room = prompt_room(backbone, self.longest)
+        if self.prompt is None:
+            between = separator(backbone)
+            tokens = tokenize(backbone, rows.texts, max_length=min(max_length, room - len(between)))
+            prompts = Prompts(tuple((*ids, *between) for ids in tokens.ids), ())
+        else:
+            tokens = tokenize(backbone, rows.texts, max_length=max_length)
+            limit = min(self.prompt.max_prompt or max_length, room)
+            prompts = encode_prompts(backbone, self.prompt, rows.texts, limit=limit)
         return GenerationRows(
             tokens,
-            tuple(target.references for target in targets),
-            tuple((*ids, *separator) for ids in tokens.ids),
-            tuple(_target_ids(backbone, target.text)[: self.longest] for target in targets),
+            tuple(target.references for target in _targets(rows)),
+            prompts.ids,
+            tuple(self._within_longest(ids) for ids in self._target_ids(backbone, rows)),
             tuple(" ".join(text_parts(text)) for text in rows.texts),
+            prompts.excess,
         )
 
     def truncated_counts(
         self, backbone: Backbone, rows: LabelledTexts, prepared: GenerationRows, *, max_length: int
     ) -> list[int]:
         """Count the tokens of each row [N] that were cut off its text and its target."""
-        of_texts = truncated_counts(backbone, rows.texts, prepared.tokens)
-        of_targets = [
-            len(_target_ids(backbone, target.text)) - len(ids)
-            for target, ids in zip(_targets(rows), prepared.targets, strict=True)
-        ]
+        of_texts = prepared.excess or truncated_counts(backbone, rows.texts, prepared.tokens)
+        whole = self._target_ids(backbone, rows)
+        of_targets = [len(target) - len(ids) for target, ids in zip(whole, prepared.targets, strict=True)]
         return [sum(counts) for counts in zip(of_texts, of_targets, strict=True)]
+
+    def example(self, backbone: Backbone, rows: GenerationRows) -> Mapping[str, str]:
+        """Return the prompt and the target of the first row, with the special tokens that the model reads."""
+        return {
+            name: backbone.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            for name, ids in (("prompt", rows.prompts[0]), ("target", rows.targets[0]))
+        }
+
+    def end_token(self, backbone: Backbone) -> int:
+        """Return the token that ends an answer."""
+        return end_token(backbone, self.prompt or PromptFormat())
+
+    def _target_ids(self, backbone: Backbone, rows: LabelledTexts) -> list[Ids]:
+        """Return the tokens of each row's whole target, with the end token."""
+        end = self.end_token(backbone)
+        return [encode_target(backbone, target.text, end=end) for target in _targets(rows)]
+
+    def _within_longest(self, target: Ids) -> Ids:
+        return target if len(target) <= self.longest else (*target[: self.longest - 1], target[-1])
 
     def signature_classes(self, rows: GenerationRows) -> tuple[Tensor, int]:
         """Return one class for all rows: zeros [N], and the count 1."""
@@ -172,7 +218,8 @@ class Generation(Kind[GenerationRows]):
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
         """Decode the texts, without special tokens; the score is the probability of all tokens together."""
-        answers = [[token for token in row if token != PAD_TOKEN] for row in outputs["tokens"].tolist()]
+        ends = (PAD_TOKEN, self.end_token(backbone))
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in outputs["tokens"].tolist()]
         scores = outputs["log_probabilities"].exp().tolist()
         return [Answer(_decode(backbone, ids), score) for ids, score in zip(answers, scores, strict=True)]
 
@@ -187,22 +234,6 @@ class Generation(Kind[GenerationRows]):
 
 def _targets(rows: LabelledTexts) -> list[GenerationTarget]:
     return [target for target in rows.targets if isinstance(target, GenerationTarget)]
-
-
-def _separator(backbone: Backbone) -> Ids:
-    """The tokens between a text and its answer; an encoder-decoder needs none."""
-    if backbone.architecture != "causal":
-        return ()
-    ids = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return tuple(ids) or (backbone.tokenizer.eos_token_id,)
-
-
-def _target_ids(backbone: Backbone, text: str) -> Ids:
-    """The tokens to write, with the end token."""
-    tokenizer = backbone.tokenizer
-    if backbone.architecture == "causal":
-        return (*tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-    return tuple(tokenizer(text_target=replace_surrogates(text))["input_ids"])
 
 
 @dataclass(frozen=True)

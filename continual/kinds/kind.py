@@ -204,6 +204,10 @@ class Kind(ABC, Generic[P]):
         """
         return truncated_counts(backbone, rows.texts, prepared.tokens)
 
+    def example(self, backbone: Backbone, rows: P) -> Mapping[str, str]:
+        """Return the first of rows with targets as the model reads it, by parts; empty for a kind that has no form."""
+        return {}
+
     @abstractmethod
     def signature_classes(self, rows: P) -> tuple[Tensor, int]:
         """Return the class [N] of each row in the task's signature, and the number of classes.

@@ -109,10 +109,18 @@ class PreparedTask:
             return self
         warning = (
             f"{share_of_rows(len(truncated), len(cut))} are longer than what is read of them: {median_low(truncated)} "
-            f"tokens of such a row are cut off in the median, {truncated[-1]} at most; raise budget.max_length (now "
-            f"{self.budget.max_length}; the backbone takes {self.backbone.longest_input}) or shorten them"
+            f"tokens of such a row are cut off in the median, {truncated[-1]} at most; raise {self._length_limits}; "
+            f"the backbone takes {self.backbone.longest_input}) or shorten them"
         )
         return replace(self, data=replace(self.data, warnings=(*self.data.warnings, warning)))
+
+    @property
+    def _length_limits(self) -> str:
+        """The keys that limit what is read of a row, and their values."""
+        length, prompt, answer = self.budget.max_length, self.budget.max_prompt, self.budget.max_new_tokens
+        if self.data.spec.kind != "generation":
+            return f"budget.max_length (now {length}"
+        return f"budget.max_prompt or max_new_tokens (now {prompt or length} and {answer or length}"
 
     def training_run(self, start: WarmStartCandidate, *, seed: int) -> TrainingRun[list[int]]:
         """Return the training of the task's method from a start, within the budget."""

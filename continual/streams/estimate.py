@@ -1,7 +1,7 @@
 """Estimate the time, size and memory that learning a stream would take."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -34,6 +34,7 @@ class LearningEstimate:
         seconds: The time that learning takes.
         notes: Remarks on how its rows were loaded.
         warnings: What is suspicious in its rows.
+        example: One train row as the model reads it, such as prompt and target of a generation task; else empty.
     """
 
     task: str
@@ -44,6 +45,7 @@ class LearningEstimate:
     seconds: float
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    example: Mapping[str, str]
 
 
 def estimate_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list[LearningEstimate]:
@@ -97,6 +99,7 @@ def estimate_task(task: PreparedTask, *, earlier: int) -> LearningEstimate:
         + predict_seconds * predicted_rows,
         notes=task.data.notes,
         warnings=task.with_truncation_warning().data.warnings,
+        example=kind.example(backbone, sample),
     )
 
 
@@ -120,7 +123,8 @@ def estimate_memory(backbone: Backbone, tasks: Iterable[TaskData]) -> int:
         max_values = max(
             max_values, *(_value_count(backbone, settings) for settings in candidate_settings(data.spec.method))
         )
-        tokens = budget.joint * budget.batch_size * min(budget.max_length, backbone.longest_input)
+        sequence = max(budget.max_length, (budget.max_prompt or 0) + (budget.max_new_tokens or 0))
+        tokens = budget.joint * budget.batch_size * min(sequence, backbone.longest_input)
         max_activations = max(
             max_activations, tokens * backbone.hidden_size * (68 + 4 * layers if budget.checkpointing else 68 * layers)
         )

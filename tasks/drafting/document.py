@@ -23,6 +23,7 @@ OPTIONAL_KEYS = """Further keys of a task:
   rows: {train: 1000}             at most so many rows of a split
   shots: 16                       so many rows per label of train
   strict: true                    refuse suspicious rows instead of warning
+  system, instruction             texts before every text of a generation task
   method, warm_start, budget      as above, for this task alone"""
 BUDGET_KEYS = {"epochs", "batch_size", "learning_rate", "max_length"}
 
@@ -66,10 +67,14 @@ def _task_lines(draft: TaskDraft) -> Iterator[str]:
         "name": spec.name,
         "kind": spec.kind,
         "source": spec.source.model_dump(exclude_defaults=True),
-        "text": spec.text if isinstance(spec.text, str) else list(spec.text),
     }
-    target = KIND_SCHEMAS[spec.kind].target_column
-    values |= {target: getattr(spec, target), "metric": spec.metric}
+    if spec.messages:
+        values["messages"] = spec.messages
+    else:
+        values["text"] = spec.text if isinstance(spec.text, str) else list(spec.text)
+        target = KIND_SCHEMAS[spec.kind].target_column
+        values[target] = getattr(spec, target)
+    values["metric"] = spec.metric
     comments = {key: [reason] for key, reason in draft.reasons.items()} | {"source": _source_comments(draft)}
     for key, value in values.items():
         indent = "  " if key == "name" else "    "

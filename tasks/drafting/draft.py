@@ -124,11 +124,14 @@ def _draft_task(group: FileGroup, folder: Path, text: Sequence[str], label: str 
     for name in (*text, *([label] if label else ())):
         table.column(name)  # raises an error that lists the columns
     profiles = profile_table(table)
-    target = _guess_target(profiles, text, label, where=group.name)
-    names, text_reason = _guess_text(profiles, text, target, where=group.name)
+    if not (text or label) and (chat := _guess_chat(profiles)):
+        target, names, text_reason = chat
+    else:
+        target = _guess_target(profiles, text, label, where=group.name)
+        names, text_reason = _guess_text(profiles, text, target, where=group.name)
     if len(names) > 1 and _are_spans(table, target.column, passage=names[1]):
         target = replace(target, kind="span", reason=f"{target.reason}; all of them occur in {names[1]!r}")
-    key = KIND_SCHEMAS[target.kind].target_column
+    key = "messages" if names == (target.column.name,) else KIND_SCHEMAS[target.kind].target_column
     needed = {*names, target.column.name}
     notes = []
     for split in [split for split in group.files if split != "train"]:
@@ -140,11 +143,30 @@ def _draft_task(group: FileGroup, folder: Path, text: Sequence[str], label: str 
     if unused := [repr(name) for name in profiles if name not in needed]:
         notes.append(f"columns that are not used: {', '.join(unused)}")
     metric, metric_reason = _guess_metric(target)
-    values = {"name": group.name, "kind": target.kind, "source": source, "metric": metric, key: target.column.name}
-    spec = TaskSpec.model_validate(values | {"text": names[0] if len(names) == 1 else names})
+    values = {"name": group.name, "kind": target.kind, "source": source, "metric": metric}
+    columns = {"text": names[0] if len(names) == 1 else names, key: target.column.name}
+    spec = TaskSpec.model_validate(values | columns)
     reasons = {"name": group.reason, "kind": target.reason, "text": text_reason, "metric": metric_reason}
     reasons[key] = target.column.describe_labels() if target.kind == "classification" else target.column.describe()
     return TaskDraft(spec, load_task(spec, folder=folder, seed=0), reasons, tuple(notes))
+
+
+def _guess_chat(profiles: Profiles) -> tuple[_Target, tuple[str, ...], str] | None:
+    """Return the target and the text of prompts with completions, or of one column of messages; None without them."""
+    by_name = {profile.name.casefold(): profile for profile in profiles.values()}
+    written = [by_name.get(name) for name in ("prompt", "completion")]
+    prompt, completion = (
+        column if column and column.type in ("texts", "conversations") else None for column in written
+    )
+    if prompt and completion:
+        reason = f"column {completion.name!r} has {completion.describe()}; chosen by its name"
+        return _Target("generation", completion, reason), (prompt.name,), f"{prompt.describe()}, chosen by its name"
+    conversations = [profile for profile in profiles.values() if profile.type == "conversations"]
+    if len(conversations) != 1:
+        return None
+    (column,) = conversations
+    reason = f"column {column.name!r} has {column.describe()}; every turn of an assistant is learned"
+    return _Target("generation", column, reason), (column.name,), column.describe()
 
 
 def _guess_target(profiles: Profiles, text: Sequence[str], label: str | None, *, where: str) -> _Target:

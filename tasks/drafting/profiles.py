@@ -10,9 +10,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tasks.columns import Column, Table
+from tasks.conversation import parse_messages
 from tasks.targets import parse_number
 
-ValueType = Literal["texts", "whole numbers", "numbers", "classes", "answers", "nothing", "other values"]
+ValueType = Literal[
+    "texts", "whole numbers", "numbers", "classes", "answers", "conversations", "nothing", "other values"
+]
 MAX_LABEL_LENGTH = 60  # characters, on average
 MAX_NUMBERED_LABELS = 20  # different whole numbers that are labels rather than amounts
 MIN_REPEATS = 2  # rows of a label, on average
@@ -116,6 +119,8 @@ def _type_of(values: Sequence[Any]) -> ValueType:
         return "whole numbers" if all(number is not None and number.is_integer() for number in numbers) else "numbers"
     if _all_are(values, str):
         return "texts"
+    if all(map(parse_messages, values)):
+        return "conversations"
     return "answers" if all(map(_has_answers, values)) else "other values"
 
 

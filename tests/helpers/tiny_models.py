@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from continual.backbones.families import family_of
 
 HIDDEN, LAYERS, POSITIONS = 32, 2, 40
+CHAT_POSITIONS = 512  # a template has many tokens in the tests' vocabulary
 
 # The words of each task and label; no word belongs to two of them.
 WORDS = {
@@ -82,6 +83,23 @@ def roberta_pieces() -> PreTrainedTokenizerFast:
 def gpt2_pieces() -> PreTrainedTokenizerFast:
     """Return a tokenizer without template and without a padding token."""
     return byte_pairs("$A", "$A $B", bos="<|endoftext|>", eos="<|endoftext|>")
+
+
+# The template of SmolLM2's tokenizer.
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def chat_pieces() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with a chat template, as SmolLM2's; an answer ends with <|im_end|>."""
+    tokenizer = byte_pairs("$A", "$A $B", bos="<|im_start|>", eos="<|im_end|>", unk="<|endoftext|>", pad="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    tokenizer.model_max_length = CHAT_POSITIONS
+    return tokenizer
 
 
 def t5_pieces() -> PreTrainedTokenizerFast:
@@ -194,4 +212,11 @@ def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTra
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # a weight of one dimension is a norm's
                 parameter.copy_(float(name.endswith("weight")) + 0.1 * torch.randn_like(parameter))
+    return model, tokenizer
+
+
+def tiny_chat_model(*, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Return a random Llama with room for the tokens of a chat template, and the tokenizer that has it."""
+    tokenizer, (model, _) = chat_pieces(), tiny_model("llama", seed=seed, max_position_embeddings=CHAT_POSITIONS)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model, tokenizer

@@ -19,7 +19,7 @@ from continual.kinds.classification import Classification, ClassificationRows
 from continual.training.objective import training_objective
 from continual.training.training_run import TrainingRun
 from tasks import Budget, LabelledTexts, Text
-from tests.helpers.tiny_models import FILLER_WORDS, WORDS, tiny_model
+from tests.helpers.tiny_models import FILLER_WORDS, WORDS, tiny_chat_model, tiny_model
 
 
 def text_of(task: str, label: str, draw: random.Random) -> str:
@@ -82,6 +82,12 @@ def tiny_backbone(kind: str, *, seed: int = 0, **changes: Any) -> Backbone:
     """Return a random backbone of a family, with changes of its configuration."""
     model, tokenizer = tiny_model(kind, seed=seed, **changes)
     return freeze(model, tokenizer, name=f"tiny-{kind}", device="cpu", dtype="float32")
+
+
+def tiny_chat_backbone(*, seed: int = 0) -> Backbone:
+    """Return a random causal backbone whose tokenizer has a chat template."""
+    model, tokenizer = tiny_chat_model(seed=seed)
+    return freeze(model, tokenizer, name="tiny-chat", device="cpu", dtype="float32")
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:

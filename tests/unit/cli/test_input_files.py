@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from continual.cli.input_files import open_batches, parse_lines
 from continual.errors import InputLineError
 from continual.inference.input_rows import InputRow, parse_row, parse_rows
+from continual.inference.predictor import Prediction
+from tasks import Conversation, Message
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -83,3 +85,16 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
             open_batches(str(tmp_path / name), 8)
     with pytest.raises(InputLineError, match="No such file"):
         open_batches(str(tmp_path / "absent.csv"), 8)
+
+
+def test_a_conversation_is_an_input() -> None:
+    question = {"role": "user", "content": "q"}
+    turns = [question, {"role": "assistant", "content": "a"}, question]
+    chat = Conversation((Message("user", "q"), Message("assistant", "a"), Message("user", "q")))
+    assert parse_row({"messages": turns, "id": 7}, where="row 1") == InputRow(chat, None, {"id": 7})
+    assert parse_row({"messages": [question]}, where="row 1").text == "q"
+    assert parse_row({"text": "t", "messages": turns}, where="row 1") == InputRow("t", None, {"messages": turns})
+    answer = Prediction(chat, "t", "x", None, False, None, False, "t@1")
+    assert json.loads(json.dumps(answer.to_json()))["text"] == turns
+    with pytest.raises(InputLineError, match=r"row 1 has the messages .*; give a list of messages such as"):
+        parse_row({"messages": ["q"]}, where="row 1")

@@ -130,6 +130,41 @@ def test_answers_with_places_are_spans(tmp_path: Path) -> None:
     assert (spec.kind, spec.text, spec.answers) == ("span", ("question", "passage"), "answers")
 
 
+CHATS = [
+    [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": f"yes, {text}"},
+        {"role": "user", "content": "?"},
+    ]
+    for text in TEXTS
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"id": i, "messages": chat} for i, chat in enumerate(CHATS)], {"text": "messages", "messages": "messages"}),
+        ([{"prompt": text, "completion": "yes"} for text in TEXTS], {"text": "prompt", "target": "completion"}),
+        (
+            [{"Prompt": chat[:1], "Completion": chat[1:2], "source": "a"} for chat in CHATS],
+            {"text": "Prompt", "target": "Completion", "messages": None},
+        ),
+    ],
+    ids=["messages", "prompts", "prompts of messages"],
+)
+def test_conversations_and_prompts_are_recognised(
+    tmp_path: Path, rows: list[dict[str, Any]], expected: dict[str, Any]
+) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    drafted = draft(tmp_path, file)
+    (task,) = drafted.tasks
+    assert task.spec.kind == "generation"
+    assert {key: getattr(task.spec, key) for key in expected} == expected
+    (tmp_path / "stream.yaml").write_text(to_yaml(drafted), encoding="utf-8")
+    assert read_stream(tmp_path / "stream.yaml").tasks[0].model_dump() == task.spec.model_dump()
+
+
 def test_options_name_the_columns(tmp_path: Path) -> None:
     file = write(tmp_path / "t.csv", de=TEXTS, en=TEXTS[::-1], a=cycle([1, 2]), b=cycle(["x", "y", "z"]))
     with pytest.raises(
