@@ -13,7 +13,7 @@ from continual.deltas import Delta, Head, load_delta
 from continual.errors import ExchangeError
 from continual.exchange.files import ExportOrigin, create_empty_folder, write_adapter, write_head
 from continual.exchange.merging import merge_into_model
-from continual.exchange.model_card import CARD, Usage, write_model_card
+from continual.exchange.model_card import CARD, CHAT_TEMPLATE, Usage, chat_template, write_model_card
 from continual.exchange.peft import to_peft
 from continual.exchange.sequence_classifier import build_classifier, classifier_obstacle
 from continual.kinds import Kind, backbone_for, kind_of_delta
@@ -92,8 +92,9 @@ def export_delta(
 ) -> tuple[str, ...]:
     """Write a delta to a folder, and return the names of the files.
 
-    A delta with a head also gets `head.safetensors` and `head.json`; a regression's head answers in the task's units. A
-    model card, `README.md`, says how the folder is loaded.
+    A delta with a head also gets `head.safetensors` and `head.json`; a regression's head answers in the task's units.
+    One that reads a chat template gets `chat_template.jinja`, as it was when the delta was learned. A model card,
+    `README.md`, says how the folder is loaded.
 
     Args:
         backbone: The delta's backbone.
@@ -124,6 +125,8 @@ def export_delta(
     written = FORMATS[file_format](export, folder)
     if written.head:
         write_head(folder, written.head)
+    if template := chat_template(kind):
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     write_model_card(folder, registry, name, backbone=backbone, kind=kind, head=written.head, usage=written.usage)
     mode = S_IMODE((folder / CARD).stat().st_mode)
     for file in folder.iterdir():

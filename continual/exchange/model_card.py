@@ -11,11 +11,14 @@ from continual.backbones.hub import hub_name
 from continual.deltas import Head
 from continual.exchange.base_identity import HUB_ID
 from continual.kinds import Kind
+from continual.kinds.generation import Generation
 from continual.kinds.kind import PooledKind
 from continual.reports.delta_markdown import delta_markdown, escape_markdown
 from registry import Registry
+from tasks import Message, messages_of
 
 CARD = "README.md"
+CHAT_TEMPLATE = "chat_template.jinja"  # the name that transformers and vLLM know
 _AUTO_CLASSES = {
     "encoder": "AutoModelForMaskedLM",
     "causal": "AutoModelForCausalLM",
@@ -69,9 +72,24 @@ def write_model_card(
         head=head,
         kind=delta.kind,
         max_length=delta.budget["max_length"],
+        messages=_example_messages(kind),
+        template=CHAT_TEMPLATE if chat_template(kind) else None,
         **vars(usage),
     )
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def chat_template(kind: Kind[Any]) -> str | None:
+    """Return the chat template that a delta's prompts are written in, if any."""
+    return kind.prompt.template if isinstance(kind, Generation) and kind.prompt else None
+
+
+def _example_messages(kind: Kind[Any]) -> tuple[Message, ...]:
+    """Return the messages of an example prompt; none where a prompt is the text as it is."""
+    prompt = kind.prompt if isinstance(kind, Generation) else None
+    if prompt is None or not (prompt.template or prompt.system or prompt.instruction):
+        return ()
+    return prompt.with_context(messages_of("a text"))
 
 
 def _front_matter(backbone: Backbone, usage: Usage) -> dict[str, Any]:
