@@ -184,6 +184,10 @@ class Generation(Kind[GenerationRows]):
         """Return the prompts, of a causal model with their targets."""
         return model_inputs(backbone, rows.prompts, rows.targets)
 
+    def row_lengths(self, rows: GenerationRows) -> list[int]:
+        """Return the number of tokens of each prompt with its target."""
+        return [len(prompt) + len(target) for prompt, target in zip(rows.prompts, rows.targets, strict=True)]
+
     def loss_weight(self, rows: GenerationRows, batch: Sequence[int]) -> float:
         """Return the number of target tokens of the batch."""
         return sum(len(rows.targets[i]) for i in batch)

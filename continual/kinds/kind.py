@@ -267,6 +267,10 @@ class Kind(ABC, Generic[P]):
         windows of long passages.
         """
 
+    def row_lengths(self, rows: P) -> list[int]:
+        """Return the number of tokens that `loss` forwards for each row [N]: rows of similar length share a batch."""
+        return rows.tokens.lengths
+
     @abstractmethod
     def loss_weight(self, rows: P, batch: Sequence[int]) -> float:
         """Return the number of units that `loss` is a mean over: the rows, or the target tokens, of the batch.

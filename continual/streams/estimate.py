@@ -68,7 +68,7 @@ def estimate_task(task: PreparedTask, *, earlier: int) -> LearningEstimate:
         earlier: The number of learned tasks that could be started from; each costs a pass over the rows.
     """
     backbone, kind = task.backbone, task.kind
-    batch = _middle_batch(task.train.tokens.lengths, task.budget.batch_size)
+    batch = _middle_batch(kind.row_lengths(task.train), task.budget.batch_size)
     sample = kind.prepare(backbone, task.data.train.select(batch), max_length=task.budget.max_length)
     delta = _untrained_delta(task)
     stored_delta = finalize(backbone, delta, stage=delta.settings.stages - 1).quantise_to_float16()

@@ -83,7 +83,7 @@ def training_objective(
     The batches of all epochs are drawn by `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
-    epochs = [shuffled_batches(rows.tokens.lengths, budget.batch_size, generator) for _ in range(budget.epochs)]
+    epochs = [shuffled_batches(kind.row_lengths(rows), budget.batch_size, generator) for _ in range(budget.epochs)]
     pooled_loss: PooledLoss[list[int]] | None = None
     if isinstance(kind, PooledKind):
         pooled_loss = PooledLoss(

@@ -80,7 +80,7 @@ def interleaved_objective(context: StrategyContext, heads: Sequence[Head | None]
         batches = [
             (number, batch)
             for number, task in enumerate(context.tasks)
-            for batch in shuffled_batches(task.train.tokens.lengths, task.budget.batch_size, generator)
+            for batch in shuffled_batches(task.kind.row_lengths(task.train), task.budget.batch_size, generator)
         ]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 

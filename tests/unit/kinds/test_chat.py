@@ -24,6 +24,7 @@ from continual.kinds.chat import (
     prompt_format,
 )
 from continual.kinds.generation import Generation
+from continual.training.objective import training_objective
 from tasks import Budget, GenerationTarget, LabelledTexts, TaskData, TaskSpec, Text
 from tasks.conversation import Conversation, Message, messages_of
 from tasks.errors import InputError
@@ -188,6 +189,17 @@ def test_prompt_and_answer_have_lengths_of_their_own(writer: Backbone) -> None:
     kind = Generation.from_data(writer, data(["a", "b c"], budget={"max_length": 128}))
     assert kind.longest == len(encode_text(writer, "b c")) + 1
     assert len(kind.prepare(writer, LabelledTexts((LONG,), ()), max_length=128).prompts[0]) <= 128
+
+
+def test_rows_of_a_batch_have_prompts_and_targets_of_similar_length(writer: Backbone) -> None:
+    kind = Generation(200, PromptFormat())
+    targets = tuple(GenerationTarget("a " * length, ()) for length in (1, 60, 2, 61))
+    rows = kind.prepare(writer, LabelledTexts(("purr", "meow", "purr", "meow"), targets), max_length=64)
+    objective = training_objective(
+        writer, kind, rows, validation=rows, budget=Budget(epochs=1, batch_size=2), metric="chrf", seed=0
+    )
+    assert kind.row_lengths(rows) == [len(ids) for ids in kind.loss_inputs(writer, rows).ids]
+    assert sorted(map(sorted, objective.epochs[0])) == [[0, 2], [1, 3]]
 
 
 def test_a_new_task_uses_the_template_unless_it_declines(writer: Backbone) -> None:
