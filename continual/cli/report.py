@@ -67,12 +67,14 @@ def errors(
     """List the test rows that a task's champion answers wrongly, the surest first; the rows are read again."""
     with common.learner(backbone) as learner:
         from continual.learning.wrong_answers import find_wrong_answers
+        from tasks import text_as_json
 
         result = find_wrong_answers(learner.backbone, learner.registry, task)
     if result.change:
         print_message(f"warning: {result.change}", style="yellow")
     title = f"{len(result.wrong)} of {result.rows} test rows that {result.delta} answers wrongly"
-    print_rows(common, [asdict(row) for row in result.wrong[:limit]], title=title)
+    rows = [asdict(row) | {"text": text_as_json(row.text)} for row in result.wrong[:limit]]
+    print_rows(common, rows, title=title)
 
 
 def print_stream_report(

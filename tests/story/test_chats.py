@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from continual import Learner, read_stream
 from continual.deltas import load_delta
 from continual.kinds import kind_of_delta
+from continual.learning.wrong_answers import find_wrong_answers
 from registry import Registry
 from tasks import Conversation, Message, Stream
 from tests.helpers.cli import CliRunner
@@ -83,6 +84,11 @@ def test_a_conversation_is_learned_answered_and_exported(registry: Registry, tmp
     single, several = learner.predict(rows, task="support")
     assert single.label == text.label
     assert several.text == Conversation(turns)
+    predictions = learner.predict(rows, task="support")
+    assert "My lamp is late. · It comes. · Thank you!" in predictions._repr_html_()
+    wrong = find_wrong_answers(learner.backbone, registry, "support")
+    assert wrong.rows == 4
+    assert any(isinstance(row.text, Conversation) for row in wrong.wrong), "two conversations of two turns"
     files = learner.export("support@1", tmp_path / "out")
     assert "chat_template.jinja" in files
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == CHATML

@@ -68,8 +68,9 @@ def _rows_section(title: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[
 
 
 def _shorten(cell: Any) -> Any:
-    """Return a cell with a pair of texts joined, and a long text cut."""
-    text = " · ".join(cell) if isinstance(cell, list | tuple) else cell
+    """Return a cell with a pair of texts or a conversation joined, and a long text cut."""
+    parts = cell if isinstance(cell, list | tuple) else ()
+    text = " · ".join(part["content"] if isinstance(part, Mapping) else part for part in parts) if parts else cell
     return f"{text[:MAX_CHARS]}…" if isinstance(text, str) and len(text) > MAX_CHARS else text
 
 

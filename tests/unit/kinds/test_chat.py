@@ -25,7 +25,7 @@ from continual.kinds.chat import (
 )
 from continual.kinds.generation import Generation
 from continual.training.objective import training_objective
-from tasks import Budget, GenerationTarget, LabelledTexts, TaskData, TaskSpec, Text
+from tasks import Budget, GenerationTarget, LabelledTexts, TaskData, TaskSpec, Text, text_parts
 from tasks.conversation import Conversation, Message, messages_of
 from tasks.errors import InputError
 from tests.conftest import backbone_of
@@ -111,6 +111,19 @@ def test_a_plain_prompt_is_framed_as_by_the_tokenizer(name: str) -> None:
     framed = [token for token in prompt(backbone, PromptFormat(), "") if token in special]
     typed = f"purr {backbone.tokenizer.eos_token} meow"
     assert [token for token in prompt(backbone, PromptFormat(), typed) if token in special] == framed
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "t5", "bart"])
+def test_a_delta_without_a_format_reads_texts_as_the_tokenizer_frames_them(name: str) -> None:
+    backbone = backbone_of(name)
+    typed = f"purr {backbone.tokenizer.eos_token} meow"
+    texts: tuple[Text, ...] = (QUESTION, typed, ("purr", "wave coral"), LONG)
+    room = min(24, backbone.longest_input - (6 if backbone.architecture == "causal" else 0))
+    rows = Generation(5).prepare(backbone, LabelledTexts(texts, ()), max_length=24)
+    line = (*encode_text(backbone, "\n"),) if backbone.architecture == "causal" else ()
+    for text, ids in zip(texts, rows.prompts, strict=True):
+        framed = backbone.tokenizer(*text_parts(text), truncation=True, max_length=room)["input_ids"]
+        assert ids == (*framed, *line)
 
 
 def test_a_special_token_that_is_a_piece_of_the_vocabulary_stays_text(writer: Backbone) -> None:
