@@ -8,7 +8,7 @@ from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import METHODS, Delta, load_delta
 from continual.deltas.delta import upgrade_settings
 from continual.features.signature import Signature
-from continual.learning.probes import TOLERANCE, probe_difference
+from continual.learning.probes import ProbeDifference, probe_difference, probe_dtype
 from continual.learning.record import deserialize_outputs
 from continual.routing import RoutingStatistics
 from registry import BackboneRecord, DatabaseDamaged, Registry, StoredDelta, file_damage, find_damage, warnings
@@ -62,7 +62,7 @@ def load_registered_backbones(
         if all(record.fingerprint in loaded for record in registered if record.name == name) and name != backbone:
             continue  # it is the one that was given
         try:
-            candidate = load_backbone(name, device=device)
+            candidate = load_backbone(name, device=device, dtype="float32")
             loaded[candidate.fingerprint] = candidate
             failed[name] = f"{name!r} is {candidate.fingerprint[:12]} now"
         except ContinualError as error:
@@ -83,8 +83,9 @@ class _BlobChecker:
     """Checks the blobs of deltas, and collects the differences of outputs from the stored ones."""
 
     backbones: Mapping[str, Backbone]
-    differences: list[float] = field(default_factory=list)
+    differences: list[ProbeDifference] = field(default_factory=list)
     unproved: int = 0
+    low_precision: dict[str, Backbone] = field(default_factory=dict)
 
     def check_delta(self, stored: StoredDelta, blobs: Mapping[str, bytes]) -> Iterator[str]:
         try:
@@ -106,16 +107,27 @@ class _BlobChecker:
         if before is None:
             self.unproved += 1
             return
-        difference = probe_difference(backbone, delta, before)
+        difference = probe_difference(self._in_dtype(backbone, probe_dtype(before)), delta, before)
         self.differences.append(difference)
-        if difference > TOLERANCE:
+        if not difference.is_rounding:
             yield (
-                f"it answers fixed inputs otherwise than when it was registered, by {difference:.1e} of the largest "
-                f"number (rounding is below {TOLERANCE:.0e}): the backbone, the delta or a library changed"
+                f"it answers fixed inputs otherwise than when it was registered, by {difference.value:.1e} of the "
+                f"largest number (rounding is below {difference.tolerance:.0e}): the backbone, the delta or a library "
+                "changed"
             )
 
+    def _in_dtype(self, backbone: Backbone, dtype: str) -> Backbone:
+        """Return the backbone, loaded once more where it is needed in bfloat16."""
+        if dtype == "float32":
+            return backbone
+        if backbone.fingerprint not in self.low_precision:
+            self.low_precision[backbone.fingerprint] = load_backbone(
+                backbone.name, device=str(backbone.device), dtype=dtype
+            )
+        return self.low_precision[backbone.fingerprint]
+
     def notes(self) -> Iterator[str]:
-        rounding = [difference for difference in self.differences if 0 < difference <= TOLERANCE]
+        rounding = [difference.value for difference in self.differences if difference.is_rounding and difference.value]
         if rounding:
             yield (
                 f"{len(rounding)} of {len(self.differences)} champions answer fixed inputs as when they were registered"

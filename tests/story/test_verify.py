@@ -13,6 +13,7 @@ from sqlalchemy import update
 from continual import Learner, serialization
 from continual.cli import main
 from continual.deltas import load_delta
+from continual.learning.probes import ProbeDifference
 from continual.learning.verify import VerificationReport, verify_home
 from continual.serialization import deserialize, serialize
 from registry.schema.tables import Backbone, Delta, Task
@@ -206,9 +207,9 @@ def test_a_home_is_dumped_and_restored(
 def test_only_champions_are_replayed(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     replayed: list[str] = []
 
-    def counted(backbone: Any, delta: Any, before: bytes) -> float:
+    def counted(backbone: Any, delta: Any, before: bytes) -> ProbeDifference:
         replayed.append(delta.digest)
-        return 0.0
+        return ProbeDifference(0.0, 0.0)
 
     monkeypatch.setattr("continual.learning.verify.probe_difference", counted)
     change(learner, "mood@1", status="archived")
