@@ -1,5 +1,5 @@
 from .conversation import Conversation, Message, Text, messages_of, parse_messages, text_as_json, text_of, text_parts
-from .docstring_corpus import write_demo_stream
+from .docstring_corpus import write_demo_stream, write_writing_stream
 from .errors import ContinualError, DataError, InputError, StreamError
 from .kind_schemas import KIND_SCHEMAS, KindSchema
 from .load import load_stream, load_task, load_validation
@@ -45,4 +45,5 @@ __all__ = [
     "text_of",
     "text_parts",
     "write_demo_stream",
+    "write_writing_stream",
 ]

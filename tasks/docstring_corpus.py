@@ -1,8 +1,8 @@
 """Corpora available in every install: sentences of the docstrings of installed packages.
 
 A package is one task. Its sentences are labelled by their role (does it say what a function does, what an argument, a
-result or an error is, or is it a note?), or by their area (which first-level subpackage is it from?). Sources are
-parsed, never imported.
+result or an error is, or is it a note?), or by their area (which first-level subpackage is it from?), or are to be
+written from the signatures of the functions that they summarise. Sources are parsed, never imported.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from tasks.spec import SPLITS, Split
 
 # Dependencies of the project itself, so always installed, with sections for arguments, results and errors.
 PACKAGES = ("networkx", "pandas", "matplotlib", "torch")
+WRITING_PACKAGES, READING_PACKAGE = ("networkx", "pandas", "torch"), "matplotlib"
+INSTRUCTION = "Write the first line of this function's docstring."
 Labels = Literal["role", "area"]
 
 _ROLES: Mapping[str, str] = {  # by the names that `docstring_parser` gives to sections
@@ -49,10 +51,12 @@ _SKIPPED_AREAS = {"test", "tests", "testing", "externals", "vendored", "utils", 
 _MIN_WORDS, _MAX_CHARACTERS = 4, 300
 _MAX_LABELS, _MIN_LABELS, _MIN_TRAIN_ROWS = 8, 3, 25
 _MAX_ROWS: dict[Split, int] = {"train": 500, "validation": 120, "test": 200}
+_WRITING_ROWS: dict[Split, int] = {"train": 96, "validation": 16, "test": 24}  # of a task that writes
 _DEMO_ROWS: dict[Split, int] = {"train": 300, "validation": 100, "test": 200}  # of a task, for a few minutes in all
 _SPLIT_PERCENTILES: dict[Split, int] = {"train": 60, "validation": 75, "test": 100}  # percent of all texts, by hash
 
 Row = tuple[str, str]
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def area_rows(package: str) -> list[Row]:
@@ -69,10 +73,11 @@ def area_rows(package: str) -> list[Row]:
         DataError: No such package is installed.
     """
     return _unambiguous(
-        (_summary(docstring), inner[0])
+        (text, inner[0])
         for file, inner in _sources(package)
         if inner and not inner[0].startswith("_")
-        for docstring in _public_docstrings(file)
+        for definition in _public_definitions(file)
+        if _has_words(text := _summary(ast.get_docstring(definition) or ""))
     )
 
 
@@ -90,18 +95,49 @@ def role_rows(package: str) -> list[Row]:
         DataError: No such package is installed.
     """
     return _unambiguous(
-        (_first_sentence(text), role)
+        (sentence, role)
         for file, _ in _sources(package)
-        for docstring in _public_docstrings(file)
-        for text, role in _sections(docstring)
+        for definition in _public_definitions(file)
+        for text, role in _sections(ast.get_docstring(definition) or "")
+        if _has_words(sentence := _first_sentence(text))
     )
+
+
+def signature_rows(package: str) -> list[Row]:
+    """Return the signatures of an installed package's public functions and methods, with their docstrings' first line.
+
+    Args:
+        package: Name of an installed top-level package.
+
+    Returns:
+        Pairs (signature, first sentence of the docstring), ordered by the signature's hash. A sentence has at least
+        four words; a signature with several is dropped.
+
+    Raises:
+        DataError: No such package is installed.
+    """
+    functions = (
+        definition
+        for file, _ in _sources(package)
+        for definition in _public_definitions(file)
+        if not isinstance(definition, ast.ClassDef)
+    )
+    sentences = ((_signature(each), _first_sentence(ast.get_docstring(each) or "")) for each in functions)
+    return _unambiguous(row for row in sentences if _has_words(row[1]))
+
+
+def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    return f"def {function.name}({ast.unparse(function.args)})"[:_MAX_CHARACTERS]
+
+
+def _has_words(text: str) -> bool:
+    return len(text.split()) >= _MIN_WORDS
 
 
 def _unambiguous(rows: Iterator[Row]) -> list[Row]:
     labels: dict[str, set[str]] = defaultdict(set)
     for text, label in rows:
-        if len(text.split()) >= _MIN_WORDS:
-            labels[text].add(label)
+        labels[text].add(label)
     return sorted(
         ((text, min(labels_of_text)) for text, labels_of_text in labels.items() if len(labels_of_text) == 1), key=_rank
     )
@@ -137,30 +173,77 @@ def write_demo_stream(folder: Path, *, packages: Sequence[str] = PACKAGES, label
     folder.mkdir(parents=True, exist_ok=True)
     for package, splits in usable.items():
         for split, rows in splits.items():
-            lines = [json.dumps({"text": text, "label": name}) + "\n" for text, name in rows]
-            (folder / f"{package}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    path = folder / "demo.yaml"
-    path.write_text(yaml.safe_dump(_stream(list(usable)), sort_keys=False), encoding="utf-8")
-    return path
+            _write_lines(folder / f"{package}.{split}.jsonl", rows, keys=("text", "label"))
+    return _write_stream(folder, _stream(list(usable)))
+
+
+def write_writing_stream(folder: Path) -> Path:
+    """Write a stream file and JSON lines for a language model: three tasks that write summaries, and one that labels.
+
+    The first three read a function's signature and write the first line of its docstring, each of one package of
+    WRITING_PACKAGES. The last labels sentences of READING_PACKAGE by their role.
+
+    Args:
+        folder: Created if missing.
+
+    Returns:
+        The path of the stream file.
+
+    Raises:
+        DataError: A package is not installed, or has too few docstrings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in WRITING_PACKAGES:
+        by_split: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+        for row in signature_rows(package):
+            by_split[_split(row)].append(row)
+        for split, rows in by_split.items():
+            _write_lines(folder / f"{package}.{split}.jsonl", rows, keys=("signature", "summary"))
+    splits = _task_rows(role_rows(READING_PACKAGE))
+    for split, rows in splits.items():
+        _write_lines(folder / f"{READING_PACKAGE}.{split}.jsonl", rows, keys=("text", "label"))
+    writing = {"kind": "generation", "text": "signature", "target": "summary", "instruction": INSTRUCTION}
+    tasks = [
+        {"name": name, "source": _source(name), **writing, "metric": "chrf", "rows": dict(_WRITING_ROWS)}
+        for name in WRITING_PACKAGES
+    ]
+    budget = {"epochs": 2, "batch_size": 8, "learning_rate": 1.0e-3, "max_length": 128, "max_new_tokens": 32}
+    stream = _COMMON | {"backbone": "smollm2", "budget": budget, "tasks": [*tasks, _labelling(READING_PACKAGE)]}
+    return _write_stream(folder, stream)
+
+
+_COMMON: Mapping[str, object] = {
+    "name": "demo",
+    "seed": 0,
+    "method": {"name": "lora", "rank": 8},
+    "warm_start": "auto",
+    "measure_gain": True,
+}
 
 
 def _stream(packages: Sequence[str]) -> dict[str, object]:
-    def task(package: str) -> dict[str, object]:
-        files = {split: f"{package}.{split}.jsonl" for split in SPLITS}
-        source = {"path": "json", "data_files": files}
-        columns = {"text": "text", "label": "label"}
-        return {"name": package, "kind": "classification", "source": source, **columns, "rows": dict(_DEMO_ROWS)}
+    budget = {"epochs": 3, "batch_size": 32, "learning_rate": 2.0e-3, "max_length": 64}
+    return {**_COMMON, "backbone": "minilm", "budget": budget, "tasks": [_labelling(package) for package in packages]}
 
-    return {
-        "name": "demo",
-        "backbone": "minilm",
-        "seed": 0,
-        "method": {"name": "lora", "rank": 8},
-        "warm_start": "auto",
-        "measure_gain": True,
-        "budget": {"epochs": 3, "batch_size": 32, "learning_rate": 2.0e-3, "max_length": 64},
-        "tasks": [task(package) for package in packages],
-    }
+
+def _labelling(package: str) -> dict[str, object]:
+    columns = {"text": "text", "label": "label"}
+    return {"name": package, "kind": "classification", "source": _source(package), **columns, "rows": dict(_DEMO_ROWS)}
+
+
+def _source(package: str) -> dict[str, object]:
+    return {"path": "json", "data_files": {split: f"{package}.{split}.jsonl" for split in SPLITS}}
+
+
+def _write_lines(file: Path, rows: Sequence[Row], *, keys: tuple[str, str]) -> None:
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def _write_stream(folder: Path, stream: Mapping[str, object]) -> Path:
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(dict(stream), sort_keys=False), encoding="utf-8")
+    return path
 
 
 def _task_rows(rows: Sequence[Row]) -> dict[Split, list[Row]]:
@@ -211,7 +294,7 @@ def _sources(package: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
                 yield file, inner
 
 
-def _public_docstrings(file: Path) -> Iterator[str]:
+def _public_definitions(file: Path) -> Iterator[Definition]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes
@@ -221,12 +304,12 @@ def _public_docstrings(file: Path) -> Iterator[str]:
     yield from _walk_public(tree)
 
 
-def _walk_public(node: ast.AST) -> Iterator[str]:
+def _walk_public(node: ast.AST) -> Iterator[Definition]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if child.name.startswith("_"):
                 continue
-            yield ast.get_docstring(child) or ""
+            yield child
         if isinstance(child, ast.ClassDef | ast.If | ast.Try):
             yield from _walk_public(child)
 

@@ -1,8 +1,10 @@
 """The demo: tasks from installed packages, and one screen that says what was learned, gained and forgotten."""
 
+import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 
 from continual.cli.commands import LEARNED_IS_KEPT, app, command
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from registry import Registry
 
 PAGE = "demo.html"
+INPUTS = {"minilm": "If the graph has no edges.", "smollm2": "def shortest_path_length(G, source, target)"}
 COLUMNS = ("task", "classifier only", "learned", "from scratch", "started from", "at the end", "routed")
 CAPTION = (
     "classifier only: on the frozen features, without a delta · from scratch: a delta that starts from no other · "
@@ -22,13 +25,20 @@ CAPTION = (
 )
 
 
-@command(app, examples=["continual demo"], remaining=LEARNED_IS_KEPT)
-def demo(common: BackboneOptions) -> None:
-    """Learn what sentences in the docstrings of installed packages describe, one task per package."""
-    from tasks import read_stream, write_demo_stream
+@command(app, examples=["continual demo", "continual demo --backbone smollm2"], remaining=LEARNED_IS_KEPT)
+def demo(
+    common: BackboneOptions,
+    backbone: Annotated[
+        Literal["minilm", "smollm2"],
+        typer.Option(help="minilm tells what sentences describe; smollm2, a language model, also writes summaries."),
+    ] = "minilm",
+) -> None:
+    """Learn from the docstrings of installed packages, one task per package."""
+    from tasks import read_stream, write_demo_stream, write_writing_stream
 
+    write_stream = write_writing_stream if backbone == "smollm2" else write_demo_stream
     with err.status("reading the docstrings of installed packages"):
-        stream = read_stream(write_demo_stream(common.home / "demo"))
+        stream = read_stream(write_stream(common.home / "demo"))
     page = common.home / PAGE
 
     def show(registry: "Registry", failed: list[dict[str, str]]) -> None:
@@ -46,7 +56,7 @@ def demo(common: BackboneOptions) -> None:
     option = "" if common.home == DEFAULT_HOME else f" --home {common.home}"
     print_message(
         f"\nOpen {page.absolute().as_uri()}, or go on with:\n"
-        f'  echo "If the graph has no edges." | continual predict{option}\n'
+        f"  echo {shlex.quote(INPUTS[backbone])} | continual predict{option}\n"
         f"  continual report demo{option}\n"
         f"  continual ui{option}"
     )
@@ -64,7 +74,7 @@ def print_summary(console: Console, document: Mapping[str, Any]) -> None:
         [task["task"], *_scores(task), *map(_percent, final)]
         for task, final in zip(document["per_task"], last, strict=True)
     ]
-    console.print("Accuracy on test rows, in per cent", style="bold")
+    console.print("Scores on test rows, in per cent", style="bold")
     print_table(console, TextTable(COLUMNS, rows, [name not in ("task", "started from") for name in COLUMNS], CAPTION))
     oracle, routed = document["oracle"], document["routed"]
     shares = [task["share"] for task in document["per_task"]]

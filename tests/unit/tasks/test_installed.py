@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import DataError, load_stream, read_stream, write_demo_stream
+from tasks import DataError, load_stream, read_stream, write_demo_stream, write_writing_stream
 from tasks.docstring_corpus import area_rows, role_rows
 
 AREAS = ("birds", "boats", "bread", "tests", "_inner")
@@ -162,3 +162,17 @@ def test_too_few_packages_are_an_error(tmp_path: Path, packages: tuple[str, ...]
         area_rows("nowhere")
     with pytest.raises(DataError, match="no label 'topic' of docstrings; allowed: role, area"):
         write_demo_stream(tmp_path / "demo", packages=packages, label="topic")  # type: ignore[arg-type]
+
+
+def test_a_language_model_writes_summaries_from_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.docstring_corpus.WRITING_PACKAGES", ("alembic",))  # the real ones take long to parse
+    monkeypatch.setattr("tasks.docstring_corpus.READING_PACKAGE", "networkx")
+    stream = read_stream(write_writing_stream(tmp_path / "demo"))
+    assert [(task.name, task.kind) for task in stream.tasks] == [
+        ("alembic", "generation"),
+        ("networkx", "classification"),
+    ]
+    writing, reading = load_stream(stream)
+    assert [len(writing.train), len(writing.validation), len(writing.test)] == [96, 16, 24]
+    assert all(str(text).startswith("def ") for text in writing.train.texts)
+    assert len(set(reading.labels)) > 2
