@@ -23,6 +23,7 @@ ContinualError                    exit code 1: something failed while running
 │       └── Disconnected          the connection to the database broke                            (registry)
 ├── DeltaError                    a delta does not fit its backbone, or cannot be read
 ├── TrainingError                 a task failed while it was being learned
+├── GenerationError               an answer could not be written
 └── ServiceUnavailable            a request is refused now, and may succeed later
     ├── TooBusy                   the queue is full
     ├── TooLate                   the request waited for too long
@@ -59,6 +60,7 @@ __all__ = [
     "Disconnected",
     "EngineError",
     "ExchangeError",
+    "GenerationError",
     "InputError",
     "InputLineError",
     "Interrupted",
@@ -129,6 +131,10 @@ class DeltaError(ContinualError):
 
 class TrainingError(ContinualError):
     """A task failed while it was being learned."""
+
+
+class GenerationError(ContinualError):
+    """An answer could not be written: its delta cannot be used, or memory ends."""
 
 
 class ServiceUnavailable(ContinualError):

@@ -12,8 +12,11 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Bank, Delta, MixedBatch, attached
 from continual.errors import DeltaError
 from continual.features.tokens import pad, tokenize
-from continual.kinds.language_model import generate_greedy
+from continual.generation.engine import Engine, EngineLimits
+from continual.generation.sampling import SamplingSettings
+from continual.kinds.writing import make_prompts
 from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
+from tests.helpers.writing import reference, write_prompts
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one", "beak of the sea", "one"]
 NAMES = ["second", "first", None, "low", "first", "tokens"]
@@ -87,19 +90,23 @@ def test_all_methods_can_share_one_batch(backbone: Backbone) -> None:
         torch.testing.assert_close(hidden[place], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart"])
 def test_text_is_generated_by_each_rows_own_delta(family: str, method: str) -> None:
+    """Rows join and leave a batch of at most four, and each gets what transformers writes for it alone."""
     writer = replace(tiny_backbone(family), generates=True)
-    deltas, prompts = deltas_of(writer, method), list(tokenize(writer, TEXTS, max_length=14).ids)
-
-    def texts(delta: Delta | MixedBatch | None, rows: Sequence[int]) -> list[tuple[int, ...]]:
-        with attached(writer, delta):
-            return generate_greedy(writer, [prompts[row] for row in rows], max_new_tokens=6)
-
-    order, mixture = bank_of(writer, deltas).mixed_batch(NAMES)
-    generated = dict(zip(order, texts(mixture, order), strict=True))
-    for row, name in enumerate(NAMES):
-        assert generated[row] == texts(deltas.get(str(name)), range(len(TEXTS)))[row]
+    deltas, ids = deltas_of(writer, method), list(tokenize(writer, TEXTS, max_length=14).ids)
+    bank = bank_of(writer, deltas)
+    names, lengths = [*NAMES, *reversed(NAMES)], range(2, 14)
+    prompts = [
+        replace(
+            make_prompts(writer, deltas.get(str(name)), [ids[i % 6]], SamplingSettings(length))[0], delta=name or ""
+        )
+        for i, (name, length) in enumerate(zip(names, lengths, strict=True))
+    ]
+    engine = Engine(writer, lambda keys: bank.mixed_batch([key or None for key in keys]), limits=EngineLimits(rows=4))
+    for i, (name, answer) in enumerate(zip(names, write_prompts(engine, prompts), strict=True)):
+        expected = reference(writer, deltas.get(str(name)), ids[i % 6], max_new_tokens=lengths[i])
+        assert answer.ids == expected
 
 
 def test_an_edit_of_a_module_shared_by_all_rows_cannot_be_mixed() -> None:

@@ -15,8 +15,8 @@ from tests.helpers.paths import ROOT
 
 ORDER = (
     "tasks < registry < errors, escaping, settings, callbacks < serialization, metrics, cluster, reports < backbones < "
-    "deltas < features < kinds < training, transfer, routing < inference < learning < streams, exchange, serve < "
-    "experiments < tracking < learner < cli"
+    "deltas < features, generation < kinds < training, transfer, routing < inference < learning < "
+    "streams, exchange, serve < experiments < tracking < learner < cli"
 )
 RANK = {name: rank for rank, names in enumerate(ORDER.split(" < ")) for name in names.split(", ")}
 FILES = [

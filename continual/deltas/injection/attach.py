@@ -28,7 +28,7 @@ Kwargs = dict[str, Any]
 
 
 @contextmanager
-def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[None]:
+def attached(backbone: Backbone, delta: Delta | MixedBatch | None, *, continued: bool = False) -> Iterator[None]:
     """Route every forward pass inside the block through a delta's edits.
 
     Afterwards the model is as it was, bit by bit. The tensors of deltas never become part of the model:
@@ -38,6 +38,8 @@ def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[N
         backbone: The model that is hooked.
         delta: One delta for all rows; or a mixed batch, each row through its own delta, where every forward pass must
             be of its B rows; None for the plain backbone.
+        continued: Whether every forward pass goes on behind tokens in a key-value cache, with the vectors that the
+            deltas put before them: these are not put there again, and masks and positions count them.
 
     Raises:
         DeltaError: The delta is another backbone's, or its tensors are not exactly those of its method here.
@@ -45,7 +47,7 @@ def attached(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[N
     edits = list(_placed_edits(backbone, delta))
     prompts: dict[str, list[PlacedEdit]] = {}
     for edit in edits:
-        if edit.place.changes == "tokens":
+        if edit.place.changes == "tokens" and not continued:
             prompts.setdefault(edit.place.name, []).append(edit)
     with ExitStack() as undo:
         for edit in edits:

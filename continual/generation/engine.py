@@ -1,0 +1,407 @@
+"""Write many answers at once: rows join and leave the batch at every token, each through its own delta.
+
+Yu et al. (2022), "Orca: A Distributed Serving System for Transformer-Based Generative Models", OSDI, call it
+iteration-level scheduling. A row whose turn has to be taken back, since memory ends, is read again with what it has
+written, so that its text does not change.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from continual.backbones.backbone import Backbone
+from continual.deltas import Delta, MixedBatch, attached
+from continual.errors import GenerationError
+from continual.generation.key_values import KeyValues, join
+from continual.generation.passes import end_tokens, read_prompts, write_tokens
+from continual.generation.sampling import (
+    Ids,
+    SamplingSettings,
+    TokenLogProbs,
+    TokenSampler,
+    choose_tokens,
+    token_log_probs,
+)
+from continual.generation.text_stream import TextStream
+
+FinishReason = Literal["stop", "length"]
+BatchBuilder = Callable[[Sequence[str]], tuple[Sequence[int], Delta | MixedBatch | None]]
+"""From the deltas' names of a batch's rows to the order of the rows and what to attach for rows in that order.
+
+Rows that the order leaves out are not written.
+"""
+
+MAX_ROWS = 32
+MAX_TOKENS = 1 << 15  # of all rows, prompts and answers, padding included
+MAX_READ_TOKENS = 1 << 11  # of the prompts that are read in one step
+DEAD_SHARE = 4  # a batch is rid of finished rows when they are more than one in so many
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Bounds on what an engine holds.
+
+    Attributes:
+        rows: Rows that are written at once.
+        tokens: Columns of the cache, of all rows together.
+        read_tokens: Tokens of the prompts that are read in one step; a longer prompt is read alone.
+        deltas: Deltas of one batch.
+        min_joining: Rows that wait until so many can join together, unless fewer are left; 1 where the time to the
+            first token counts, more where only the time to the last one does.
+    """
+
+    rows: int = MAX_ROWS
+    tokens: int = MAX_TOKENS
+    read_tokens: int = MAX_READ_TOKENS
+    deltas: int = MAX_ROWS
+    min_joining: int = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and how it is answered.
+
+    Attributes:
+        ids: Its tokens.
+        sampling: How the answer is written.
+        delta: Name of the delta, for the engine's `BatchBuilder`.
+        soft_tokens: How many vectors the delta puts before the tokens that the model writes behind.
+        alone: Whether rows of other deltas cannot share a batch with it.
+        text: Whether the answer's text is returned as it is written; white space at its ends is left out if `strip`.
+        strip: Whether white space at the ends of the text is left out.
+    """
+
+    ids: Ids
+    sampling: SamplingSettings
+    delta: str = ""
+    soft_tokens: int = 0
+    alone: bool = False
+    text: bool = False
+    strip: bool = True
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer.
+
+    Attributes:
+        ids: Its tokens, the end token included.
+        finish_reason: `stop` at an end token or a text of `SamplingSettings.stop`, `length` at `max_new_tokens`.
+        log_probs: Log probabilities of its tokens; empty unless they were asked for.
+    """
+
+    ids: Ids
+    finish_reason: FinishReason
+    log_probs: tuple[TokenLogProbs, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step did for one row.
+
+    Attributes:
+        key: The row's key.
+        text: New text of the answer; empty unless the prompt asks for text.
+        log_probs: Log probabilities of the tokens since the last progress; empty unless the prompt asks for text and
+            for them.
+        generated: The answer, once it is complete.
+        error: Why there is no answer, at the end of a row without one.
+        is_left_out: Whether that is because `BatchBuilder` left the row out.
+    """
+
+    key: Any
+    text: str = ""
+    log_probs: tuple[TokenLogProbs, ...] = ()
+    generated: Generated | None = None
+    error: GenerationError | None = None
+    is_left_out: bool = False
+
+
+@dataclass(eq=False)
+class _Row:
+    """A prompt with what is written of its answer."""
+
+    key: Hashable
+    prompt: Prompt
+    sampler: TokenSampler
+    stream: TextStream | None
+    written: list[int] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
+    reported: int = 0  # of the log probabilities
+    is_done: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Columns that the row takes, about: an encoder-decoder's has its prompt in another cache."""
+        return self.prompt.soft_tokens + len(self.prompt.ids) + len(self.written)
+
+    @property
+    def group(self) -> str:
+        """Rows of one group share a batch."""
+        return self.prompt.delta if self.prompt.alone else ""
+
+    def append(self, token: int, log_probs: TokenLogProbs | None, *, ends: frozenset[int]) -> Progress | None:
+        """Take the next token; return the progress where there is any to tell."""
+        self.written.append(token)
+        if log_probs is not None:
+            self.log_probs.append(log_probs)
+        text = self.stream.add(token) if self.stream else ""
+        stops = token in ends or (self.stream is not None and self.stream.stopped)
+        self.is_done = stops or len(self.written) >= self.prompt.sampling.max_new_tokens
+        if not (self.is_done or text):
+            return None
+        recent = tuple(self.log_probs[self.reported :]) if self.prompt.text else ()
+        self.reported = len(self.log_probs)
+        if not self.is_done:
+            return Progress(self.key, text, recent)
+        text += self.stream.finish() if self.stream else ""
+        generated = Generated(tuple(self.written), "stop" if stops else "length", tuple(self.log_probs))
+        return Progress(self.key, text, recent, generated)
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Rows that are written together; finished ones stay for a while, since leaving copies the cache."""
+
+    rows: list[_Row]
+    key_values: KeyValues
+    hooks: ExitStack | None = None
+
+    @property
+    def alive(self) -> list[int]:
+        """Indices of the rows that are not finished."""
+        return [index for index, row in enumerate(self.rows) if not row.is_done]
+
+    @property
+    def alive_rows(self) -> list[_Row]:
+        """The rows that are not finished."""
+        return [row for row in self.rows if not row.is_done]
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether its deltas are not attached, or many of its rows are finished."""
+        return self.hooks is None or (len(self.rows) - len(self.alive)) * DEAD_SHARE > len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Columns of the cache, of all rows together."""
+        return len(self.rows) * (self.key_values.width + self.key_values.encoded_width)
+
+    def detach(self) -> None:
+        """Undo the hooks."""
+        if self.hooks is not None:
+            self.hooks.close()
+            self.hooks = None
+
+
+class Engine:
+    """Writes the answers to prompts, one token of every row at each step.
+
+    Between two steps the backbone may be used for other passes after `pause`. One thread at a time may use an engine.
+
+    Args:
+        backbone: A backbone that writes text.
+        build_batch: Returns what to attach for the rows of a batch. What it returned is used until it is called again,
+            or until `pause`.
+        limits: Bounds on what the engine holds.
+    """
+
+    def __init__(self, backbone: Backbone, build_batch: BatchBuilder, *, limits: EngineLimits | None = None) -> None:
+        self._backbone, self._build_batch = replace(backbone, generates=True), build_batch
+        self._limits = limits or EngineLimits()
+        self._max_rows = self._limits.rows  # fewer after memory ended
+        self._ends = end_tokens(backbone)
+        self._waiting: deque[_Row] = deque()
+        self._batches: dict[str, _Batch] = {}
+        self._progress: list[Progress] = []
+
+    def __len__(self) -> int:
+        """Return the number of rows that wait or are written."""
+        return len(self._waiting) + self.active
+
+    @property
+    def active(self) -> int:
+        """Number of rows that are written."""
+        return sum(len(batch.alive) for batch in self._batches.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a row that were added now would be read in the next step, as far as the number of rows goes."""
+        return len(self) < self._max_rows
+
+    def add(self, key: Hashable, prompt: Prompt) -> None:
+        """Let a prompt wait for its turn.
+
+        Args:
+            key: Names the row in `Progress` and for `cancel`.
+            prompt: The prompt.
+        """
+        needs_text = prompt.text or prompt.sampling.stop
+        stream = TextStream(self._backbone.tokenizer, stop=prompt.sampling.stop, strip=prompt.strip)
+        sampler = TokenSampler(prompt.sampling, prompt.ids)
+        self._waiting.append(_Row(key, prompt, sampler, stream if needs_text else None))
+
+    def cancel(self, keys: Iterable[Hashable]) -> None:
+        """Drop rows; unknown keys are ignored."""
+        cancelled = {*keys}
+        if not cancelled:
+            return
+        self._waiting = deque(row for row in self._waiting if row.key not in cancelled)
+        for batch in self._batches.values():
+            for row in batch.rows:
+                row.is_done = row.is_done or row.key in cancelled
+
+    def pause(self) -> None:
+        """Undo all changes of the backbone until the next step."""
+        for batch in self._batches.values():
+            batch.detach()
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """Read the prompts that can join, then write one token of every row."""
+        self._progress = []
+        self._read_waiting()
+        for group in [*self._batches]:
+            self._write(group)
+        for group, batch in [*self._batches.items()]:
+            if not batch.alive:
+                batch.detach()
+                del self._batches[group]
+        return self._progress
+
+    def _read_waiting(self) -> None:
+        if rows := self._next_rows():
+            try:
+                self._read(rows)
+            except torch.OutOfMemoryError as error:
+                self._retreat(rows, error)
+
+    def _next_rows(self) -> list[_Row]:
+        """Take the waiting rows that are read in this step: of one group, within the limits."""
+        if not self._waiting or self._max_rows - self.active < min(self._limits.min_joining, len(self._waiting)):
+            return []
+        group, rows, rest = self._waiting[0].group, list[_Row](), list[_Row]()
+        while self._waiting:
+            row = self._waiting.popleft()
+            if row.group != group:
+                rest.append(row)
+            elif self._fits([*rows, row]):
+                rows.append(row)
+            else:
+                self._waiting.appendleft(row)
+                break
+        self._waiting.extendleft(reversed(rest))
+        return rows
+
+    def _fits(self, joining: Sequence[_Row]) -> bool:
+        """Return whether rows of one group can be read together and join their batch now."""
+        width = max(row.tokens for row in joining) + max(row.prompt.soft_tokens for row in joining)
+        positions = self._backbone.longest_input + self._backbone.reserved_tokens
+        if len(joining) > 1 and (len(joining) * width > self._limits.read_tokens or width > positions):
+            return False
+        batch = self._batches.get(joining[0].group)
+        rows = [*joining, *(batch.alive_rows if batch else ())]
+        tokens = len(rows) * (max(row.tokens for row in rows) + 1)
+        others = sum(other.tokens for other in self._batches.values() if other is not batch)
+        return self.active + len(joining) <= 1 or (
+            self.active + len(joining) <= self._max_rows
+            and tokens + others <= self._limits.tokens
+            and len({row.prompt.delta for row in rows}) <= self._limits.deltas
+        )
+
+    def _read(self, rows: list[_Row]) -> None:
+        """Read the prompts of rows, choose their first tokens, and let them join the batch of their group."""
+        self.pause()  # deltas that join may take the place of others on the device
+        order, edits = self._build_batch([row.prompt.delta for row in rows])
+        self._leave_out(rows, order)
+        rows = [rows[index] for index in order]
+        if not rows:
+            return
+        with attached(self._backbone, edits):
+            logits, key_values = read_prompts(
+                self._backbone,
+                [row.prompt.ids for row in rows],
+                [tuple(row.written) for row in rows],
+                [row.prompt.soft_tokens for row in rows],
+            )
+        self._append(rows, logits)
+        group, new = rows[0].group, _Batch(rows, key_values)
+        self._arrange(group, [self._batches[group], new] if group in self._batches else [new])
+
+    def _arrange(self, group: str, parts: Sequence[_Batch]) -> None:
+        """Make the unfinished rows of some batches the one batch of their group, with their deltas attached."""
+        self.pause()  # one batch at a time has its deltas attached
+        rows = [row for part in parts for row in part.alive_rows]
+        order, edits = self._build_batch([row.prompt.delta for row in rows]) if rows else ([], None)
+        self._leave_out(rows, order)
+        if not order:
+            self._batches.pop(group, None)
+            return
+        if len(parts) == 1 and [*order] == [*range(len(parts[0].rows))]:
+            batch = parts[0]
+        else:
+            batch = _Batch(
+                [rows[index] for index in order], join([(part.key_values, part.alive) for part in parts], order)
+            )
+        self._batches[group] = batch
+        batch.hooks = ExitStack()
+        batch.hooks.enter_context(attached(self._backbone, edits, continued=True))
+
+    def _write(self, group: str) -> None:
+        """Write one token of every row of a batch."""
+        batch = self._batches[group]
+        try:
+            if batch.is_outdated or self._take_back(batch):
+                self._arrange(group, [batch])
+            if group in self._batches:
+                batch = self._batches[group]
+                tokens = [row.written[-1] for row in batch.rows]
+                self._append(batch.rows, write_tokens(self._backbone, tokens, batch.key_values))
+        except torch.OutOfMemoryError as error:
+            batch.detach()
+            self._batches.pop(group, None)
+            self._retreat(batch.alive_rows, error)
+
+    def _take_back(self, batch: _Batch) -> bool:
+        """Let the last rows wait again where one more token of each would exceed the limit; return whether any do."""
+        others = sum(other.tokens for other in self._batches.values() if other is not batch)
+        alive = batch.alive_rows
+        column = batch.tokens // len(batch.rows) + 1
+        count = max((self._limits.tokens - others) // column, 1)
+        leaving = alive[count:]
+        self._waiting.extendleft(reversed(leaving))
+        batch.rows = [replace(row, is_done=True) if row in leaving else row for row in batch.rows]
+        return bool(leaving)
+
+    def _append(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        """Append the next token to the rows that are not finished."""
+        tokens = choose_tokens(logits, [row.sampler for row in rows], [row.written for row in rows])
+        counts = [None if row.is_done else row.prompt.sampling.log_probs for row in rows]
+        for row, token, log_probs in zip(rows, tokens, token_log_probs(logits, tokens, counts), strict=True):
+            if not row.is_done and (progress := row.append(token, log_probs, ends=self._ends)):
+                self._progress.append(progress)
+
+    def _leave_out(self, rows: Sequence[_Row], order: Sequence[int]) -> None:
+        """Report the rows that an order leaves out."""
+        error = GenerationError("the delta of the row cannot be used")
+        for index in sorted({*range(len(rows))} - {*order}):
+            self._progress.append(Progress(rows[index].key, error=error, is_left_out=True))
+
+    def _retreat(self, rows: Sequence[_Row], error: Exception) -> None:
+        """Let unfinished rows wait again after memory ended, and write fewer at once; a row alone fails."""
+        rows = [row for row in rows if not row.is_done]
+        active = self.active + len(rows)
+        if active == 1:
+            reason = f"memory ends with one row of {rows[0].tokens} tokens ({str(error).splitlines()[0]})"
+            failure = GenerationError(f"{reason}; send a shorter one, or allow fewer tokens")
+            self._progress.append(Progress(rows[0].key, error=failure))
+            return
+        self._max_rows = max(min(self._max_rows, active) // 2, 1)
+        self._waiting.extendleft(reversed(rows))
