@@ -362,6 +362,7 @@ class Engine:
                 self._arrange(group, [batch])
             if group in self._batches:
                 batch = self._batches[group]
+                batch.key_values.forget(index for index, row in enumerate(batch.rows) if row.is_done)
                 tokens = [row.written[-1] for row in batch.rows]
                 self._append(batch.rows, write_tokens(self._backbone, tokens, batch.key_values))
         except torch.OutOfMemoryError as error:

@@ -7,7 +7,7 @@ Shapes: B rows, H heads, W columns (tokens of the longest row), S tokens of the 
 head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,10 @@ class KeyValues:
         columns = torch.arange(self.encoded_width, device=self.encoded.device)
         return (columns < self.encoded.unsqueeze(1)).long()
 
-    def take(self, rows: Sequence[int]) -> "KeyValues":
-        """Return the cache of some rows, in this order, without columns that none of them needs."""
-        return join([(self, rows)], range(len(rows)))
+    def forget(self, rows: Iterable[int]) -> None:
+        """Let finished rows begin anew at the next token, so that their positions do not grow past the model's."""
+        if indices := [*rows]:
+            self.starts[indices] = self.width
 
 
 def empty_cache(*, has_encoder: bool) -> Cache:

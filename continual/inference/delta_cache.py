@@ -1,15 +1,20 @@
 """A two-level LRU cache of the registry's deltas: some in host memory, fewer on the device."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Bank, Delta, MixedBatch, load_delta
 from registry import Champion, Registry
+from tasks.errors import ContinualError
 
 DEVICE_SLOTS = 256  # deltas on the device
 HOST_CACHE_BYTES = 1 << 30  # bytes of deltas in the host's memory
+
+log = logging.getLogger(__name__)
 
 
 def cache_key(champion: Champion) -> str:
@@ -79,9 +84,32 @@ class DeltaCache:
         if name not in self._bank:
             self._bank.put(name, delta, beside=beside, backbone=backbone)
 
-    def mixed_batch(self, names: Sequence[str]) -> tuple[list[int], MixedBatch]:
+    def mixed_batch(self, names: Sequence[str | None]) -> tuple[list[int], MixedBatch]:
         """Return `Bank.mixed_batch` for rows whose deltas, one key per row, are on the device."""
         return self._bank.mixed_batch(names)
+
+    def build_batch(self, names: Sequence[str]) -> tuple[list[int], Delta | MixedBatch | None]:
+        """Return the order of rows whose answers are written, and what to attach; an `engine.BatchBuilder`.
+
+        A row whose delta cannot be loaded or put on the device is left out.
+
+        Args:
+            names: Key of each row's delta; empty for a row without one.
+        """
+        needed = dict.fromkeys(name for name in names if name)
+        whole, failed = replace(self._backbone, generates=True), set[str]()
+        for name in needed:
+            try:
+                delta = self.get(name)
+                if name not in self._bank and not Bank.can_batch(whole, delta):
+                    return [*range(len(names))], delta.to(self._backbone.device)  # such rows come by themselves
+                self.put_on_device(name, delta, beside=needed, backbone=whole)
+            except ContinualError as error:
+                log.error("delta %s cannot be used: %s", name, error)
+                failed.add(name)
+        rows = [i for i, name in enumerate(names) if name not in failed]
+        order, mixture = self.mixed_batch([names[i] or None for i in rows])
+        return [rows[i] for i in order], mixture
 
     def locations(self) -> dict[str, frozenset[str]]:
         """Return the keys of the deltas on the `device` and in host `memory`."""

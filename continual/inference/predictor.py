@@ -1,6 +1,6 @@
 """Answer each input with its task's delta, and choose the task by the router where none is named."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any
 
@@ -10,9 +10,10 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.features.random_features import frozen_features
 from continual.features.tokens import tokenize
+from continual.generation.engine import Generated, Prompt
 from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, cache_key, registry_loader
-from continual.inference.opinions import DeltaQuery, FailedAnswer, query_deltas
-from continual.kinds import Answer, TokenCallback
+from continual.inference.opinions import AnyAnswer, DeltaQuery, FailedAnswer, PendingAnswer, query_deltas
+from continual.kinds import Answer
 from continual.routing import Decision, Opinion, Router, choose_tasks, rule_names
 from continual.routing.stored_router import LoadedRouter, load_router
 from continual.settings import FALSE_ABSTENTION_RATE
@@ -80,6 +81,21 @@ class Prediction:
         return answer | dict(self.columns)
 
 
+@dataclass(frozen=True)
+class PendingPrediction:
+    """A prediction whose answer is still to be written.
+
+    Attributes:
+        prompt: The prompt of the answer.
+        task: The named or the chosen task.
+        finish: Returns the prediction from what was written.
+    """
+
+    prompt: Prompt
+    task: str
+    finish: Callable[[Generated], Prediction]
+
+
 ANSWER_FIELDS = tuple(field.name for field in fields(Prediction) if field.name != "columns")
 
 
@@ -139,7 +155,6 @@ class Predictor:
         *,
         task: str | Sequence[str | None] | None = None,
         at_least: float | None = None,
-        on_token: Sequence[TokenCallback | None] = (),
     ) -> list[Prediction]:
         """Predict one answer per text, in order; where no task is named the router chooses one or abstains.
 
@@ -147,7 +162,6 @@ class Predictor:
             texts: N texts.
             task: Task of all texts, or of each; None where the router chooses.
             at_least: Also answer by every task that has this probability.
-            on_token: One callback per text for answers that are written token by token, used where a task is named.
 
         Returns:
             N predictions.
@@ -156,30 +170,42 @@ class Predictor:
             NotFound: A task has no delta on this backbone.
             BlobError: The delta of the one task of all texts cannot be read.
         """
-        if task is None or isinstance(task, str):
-            if task is not None:
-                self.load_delta(task)
-            task = [task] * len(texts)
+        if isinstance(task, str):
+            self.load_delta(task)
+        tasks = [task] * len(texts) if task is None or isinstance(task, str) else task
+        predictions = self._predict(texts, tasks, at_least=at_least, defer=False)
+        return [prediction for prediction in predictions if isinstance(prediction, Prediction)]
+
+    def begin(self, texts: Sequence[Text], tasks: Sequence[str | None]) -> list[Prediction | PendingPrediction]:
+        """Predict as `predict` does, but leave answers that are written token by token to the caller.
+
+        Args:
+            texts: N texts.
+            tasks: Task of each text; None where the router chooses.
+
+        Raises:
+            NotFound: A task has no delta on this backbone.
+        """
+        return self._predict(texts, tasks, at_least=None, defer=True)
+
+    def _predict(
+        self, texts: Sequence[Text], task: Sequence[str | None], *, at_least: float | None, defer: bool
+    ) -> list[Prediction | PendingPrediction]:
         rows_of_task: dict[str, list[int]] = {}
         for i, name in enumerate(task):
             if name is not None:
                 rows_of_task.setdefault(self._champion(name).task, []).append(i)
-        callbacks = on_token or [None] * len(texts)
-        opinions = self._query(
-            {
-                name: DeltaQuery(
-                    [texts[i] for i in rows], self._max_length(name), on_token=[callbacks[i] for i in rows]
-                )
-                for name, rows in rows_of_task.items()
-            }
-        )
+        queries = {
+            name: DeltaQuery([texts[i] for i in rows], self._max_length(name)) for name, rows in rows_of_task.items()
+        }
+        opinions = self._query(queries, defer=defer)
         predictions = {
             i: self._prediction(texts[i], name, answer, confidence=None)
             for name, rows in rows_of_task.items()
             for i, answer in zip(rows, opinions[name].answers, strict=True)
         }
         if unnamed := [i for i, name in enumerate(task) if name is None]:
-            routed = self._predict_routed([texts[i] for i in unnamed], at_least=at_least)
+            routed = self._predict_routed([texts[i] for i in unnamed], at_least=at_least, defer=defer)
             predictions |= dict(zip(unnamed, routed, strict=True))
         return [predictions[i] for i in range(len(texts))]
 
@@ -201,20 +227,22 @@ class Predictor:
         """
         return self.delta_cache.get(cache_key(self._champion(task)))
 
-    def _predict_routed(self, texts: Sequence[Text], *, at_least: float | None) -> list[Prediction]:
+    def _predict_routed(
+        self, texts: Sequence[Text], *, at_least: float | None, defer: bool
+    ) -> list[Prediction | PendingPrediction]:
         self._routing = self._routing or self._load_router()
         router, fit_statistics = self._routing.router, self._routing.fit_statistics
         max_length = max(map(self._max_length, self._champions))
         frozen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=max_length))
 
-        def query(inputs_of_task: Mapping[int, list[int]]) -> dict[int, Opinion[Answer | FailedAnswer]]:
+        def query(inputs_of_task: Mapping[int, list[int]]) -> dict[int, Opinion[AnyAnswer]]:
             queries = {}
             for number, inputs in inputs_of_task.items():
                 name = router.tasks[number]
                 length = self._max_length(name)
                 reusable = frozen.take(inputs) if length == max_length else None  # only where truncated alike
                 queries[name] = DeltaQuery([texts[i] for i in inputs], length, fit_statistics(name), reusable)
-            opinions = self._query(queries)
+            opinions = self._query(queries, defer=defer)
             return {number: opinions[router.tasks[number]] for number in inputs_of_task}
 
         decision = choose_tasks(router, router.log_p(frozen), query)
@@ -227,16 +255,17 @@ class Predictor:
             else Prediction(text, None, None, None, True, confidence, True, None)
             for text, number, answer, confidence, level in chosen
         ]
-        return self._with_candidates(predictions, router, decision, at_least=at_least)
+        return self._with_candidates(texts, predictions, router, decision, at_least=at_least)
 
     def _with_candidates(
         self,
-        predictions: list[Prediction],
+        texts: Sequence[Text],
+        predictions: list[Prediction | PendingPrediction],
         router: Router,
-        decision: Decision[Answer | FailedAnswer],
+        decision: Decision[AnyAnswer],
         *,
         at_least: float | None,
-    ) -> list[Prediction]:
+    ) -> list[Prediction | PendingPrediction]:
         """Add the nearest tasks where the router abstained, and answers of all tasks above `at_least`."""
         ranked = decision.log_p.exp().sort(dim=1, descending=True)
         candidates = [
@@ -245,15 +274,13 @@ class Predictor:
         ]
         rows_of_task: dict[str, list[int]] = {}
         for i, prediction in enumerate(predictions):
-            if at_least is not None and not prediction.abstained:
+            if at_least is not None and isinstance(prediction, Prediction) and not prediction.abstained:
                 for name, p in candidates[i]:
                     if p >= at_least:
                         rows_of_task.setdefault(name, []).append(i)
         opinions = self._query(
-            {
-                name: DeltaQuery([predictions[i].text for i in rows], self._max_length(name))
-                for name, rows in rows_of_task.items()
-            }
+            {name: DeltaQuery([texts[i] for i in rows], self._max_length(name)) for name, rows in rows_of_task.items()},
+            defer=False,
         )
         answers = {
             (i, name): answer
@@ -261,7 +288,9 @@ class Predictor:
             for i, answer in zip(rows, opinions[name].answers, strict=True)
         }
         return [
-            replace(
+            prediction
+            if isinstance(prediction, PendingPrediction)
+            else replace(
                 prediction,
                 possible=tuple(TaskCandidate(name, p) for name, p in candidates[i][:ABSTAIN_CANDIDATES])
                 if prediction.abstained
@@ -272,13 +301,25 @@ class Predictor:
             for i, prediction in enumerate(predictions)
         ]
 
-    def _candidate(self, task: str, confidence: float, answer: Answer | FailedAnswer) -> TaskCandidate:
+    def _candidate(self, task: str, confidence: float, answer: AnyAnswer) -> TaskCandidate:
         delta = self._champions[task].delta
-        if isinstance(answer, FailedAnswer):
-            return TaskCandidate(task, confidence, delta=delta)
-        return TaskCandidate(task, confidence, answer.label, answer.score, delta)
+        if isinstance(answer, Answer):
+            return TaskCandidate(task, confidence, answer.label, answer.score, delta)
+        return TaskCandidate(task, confidence, delta=delta)
 
     def _prediction(
+        self, text: Text, task: str, answer: AnyAnswer, *, confidence: float | None
+    ) -> Prediction | PendingPrediction:
+        if isinstance(answer, PendingAnswer):
+            finish = answer.finish
+
+            def finish_prediction(generated: Generated) -> Prediction:
+                return self._finished(text, task, finish(generated), confidence=confidence)
+
+            return PendingPrediction(answer.prompt, task, finish_prediction)
+        return self._finished(text, task, answer, confidence=confidence)
+
+    def _finished(
         self, text: Text, task: str, answer: Answer | FailedAnswer, *, confidence: float | None
     ) -> Prediction:
         delta, routed = self._champions[task].delta, confidence is not None
@@ -286,12 +327,11 @@ class Predictor:
             return Prediction(text, task, None, None, routed, confidence, False, delta, error=answer.error)
         return Prediction(text, task, answer.label, answer.score, routed, confidence, False, delta)
 
-    def _query(self, queries: Mapping[str, DeltaQuery]) -> dict[str, Opinion[Answer | FailedAnswer]]:
+    def _query(self, queries: Mapping[str, DeltaQuery], *, defer: bool) -> dict[str, Opinion[AnyAnswer]]:
         """Query the deltas of tasks; both mappings are keyed by task."""
         keys = {task: cache_key(self._champions[task]) for task in queries}
-        opinions = query_deltas(
-            self._backbone, self.delta_cache, {keys[task]: query for task, query in queries.items()}
-        )
+        by_key = {keys[task]: query for task, query in queries.items()}
+        opinions = query_deltas(self._backbone, self.delta_cache, by_key, defer=defer)
         return {task: opinions[key] for task, key in keys.items()}
 
     def _max_length(self, task: str) -> int:

@@ -18,7 +18,6 @@ from continual.kinds.kind import (
     Outputs,
     PooledKind,
     PreparedRows,
-    TokenCallback,
     answer_labels,
     backbone_for,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "Outputs",
     "PooledKind",
     "PreparedRows",
-    "TokenCallback",
     "answer_labels",
     "backbone_for",
     "kind_from_metadata",

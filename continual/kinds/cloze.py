@@ -16,8 +16,8 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, replace_surrogates
+from continual.generation.sampling import Ids
 from continual.kinds.language_model import (
-    Ids,
     forward_continuation_log_prob,
     language_model_obstacle,
     model_inputs,

@@ -16,6 +16,8 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize, truncated_counts
+from continual.generation.engine import Generated
+from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.chat import (
     PromptFormat,
     Prompts,
@@ -27,21 +29,18 @@ from continual.kinds.chat import (
     prompt_room,
     separator,
 )
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, TokenCallback, single_class
+from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, single_class
 from continual.kinds.language_model import (
     BATCH,
-    Ids,
     forward_continuation_log_prob,
-    generate_greedy,
     language_model_obstacle,
     model_inputs,
     token_nll,
 )
+from continual.kinds.writing import WRITE, make_prompts
 from tasks import GenerationTarget, LabelledTexts, TaskData, TaskSpec, text_parts
 
 PAD_TOKEN = -1  # fills up the tokens of shorter answers
-
-Generated = tuple[Ids, float]  # the tokens of an answer, and the logarithm of their probability
 
 
 @dataclass(frozen=True)
@@ -195,19 +194,20 @@ class Generation(Kind[GenerationRows]):
     def forward_request(
         self, context: ForwardContext[GenerationRows], head: Head | None
     ) -> ForwardRequest[list[Generated]]:
-        """Request the generated answers, with calls to `context.on_token` while they are written."""
-        prompts = context.rows.prompts
-        callbacks = context.on_token or [None] * len(prompts)
-        items = [
-            _GenerationItem(prompt, self.longest, on_token) for prompt, on_token in zip(prompts, callbacks, strict=True)
-        ]
-        return ForwardRequest(items, [len(prompt) for prompt in prompts], _generate, list, BATCH, self.longest)
+        """Request the most probable answers, which rows of other tasks may share batches with."""
+        prompts, sampling = context.rows.prompts, SamplingSettings(self.longest, log_probs=0)
+        items = make_prompts(context.backbone, context.delta, prompts, sampling)
+        return ForwardRequest(items, [len(prompt) for prompt in prompts], WRITE, list, BATCH)
 
     def outputs_from(self, rows: GenerationRows, head: Head | None, result: Sequence[Generated]) -> Outputs:
         """Stack the answers: `tokens` [N, longest], padded with PAD_TOKEN, and summed `log_probabilities` [N]."""
-        padded = [[*ids, *[PAD_TOKEN] * (self.longest - len(ids))] for ids, _ in result]
-        tokens = torch.tensor(padded, dtype=torch.long).reshape(-1, self.longest)
-        return {"tokens": tokens, "log_probabilities": torch.tensor([log_prob for _, log_prob in result])}
+        width = max(self.longest, *(len(answer.ids) for answer in result)) if result else self.longest
+        padded = [[*answer.ids, *[PAD_TOKEN] * (width - len(answer.ids))] for answer in result]
+        log_probs = [sum(token.log_prob for token in answer.log_probs) for answer in result]
+        return {
+            "tokens": torch.tensor(padded, dtype=torch.long).reshape(-1, width),
+            "log_probabilities": torch.tensor(log_probs, dtype=torch.float32),
+        }
 
     def loss_from(self, context: ForwardContext[GenerationRows], delta: Delta, result: Sequence[Generated]) -> float:
         """Compute the mean cross entropy of all target tokens, in a pass of their own: answers are written freely."""
@@ -221,10 +221,11 @@ class Generation(Kind[GenerationRows]):
         return by_loss, by_score
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: GenerationRows) -> list[Answer]:
-        """Decode the texts, without special tokens; the score is the probability of all tokens together."""
+        """Decode the texts, without special tokens; the score is exp(mean of the tokens' log probabilities)."""
         ends = (PAD_TOKEN, self.end_token(backbone))
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in outputs["tokens"].tolist()]
-        scores = outputs["log_probabilities"].exp().tolist()
+        lengths = (outputs["tokens"] != PAD_TOKEN).sum(dim=1).clamp(min=1)
+        scores = (outputs["log_probabilities"] / lengths).exp().tolist()
         return [Answer(_decode(backbone, ids), score) for ids, score in zip(answers, scores, strict=True)]
 
     def misrouted_answers(self, truth: Sequence[Any]) -> list[Any]:
@@ -238,35 +239,6 @@ class Generation(Kind[GenerationRows]):
 
 def _targets(rows: LabelledTexts) -> list[GenerationTarget]:
     return [target for target in rows.targets if isinstance(target, GenerationTarget)]
-
-
-@dataclass(frozen=True)
-class _GenerationItem:
-    """A prompt, the largest number of tokens of its answer, and the callback for the text so far."""
-
-    prompt: Ids
-    max_new_tokens: int
-    on_token: TokenCallback | None
-
-
-def _generate(backbone: Backbone, items: Sequence[_GenerationItem]) -> list[Generated]:
-    """Answer prompts, each up to its own length; no row depends on how long the others go on."""
-    prompts = [item.prompt for item in items]
-
-    def call_back(continuations: Sequence[Ids]) -> None:
-        for item, ids in zip(items, continuations, strict=True):
-            if item.on_token:
-                item.on_token(_decode(backbone, ids[: item.max_new_tokens]))
-
-    continuations = generate_greedy(
-        backbone,
-        prompts,
-        max_new_tokens=max(item.max_new_tokens for item in items),
-        on_tokens=call_back if any(item.on_token for item in items) else None,
-    )
-    answers = [ids[: item.max_new_tokens] for item, ids in zip(items, continuations, strict=True)]
-    log_probs: list[float] = (-token_nll(backbone, prompts, answers)[0].sum(dim=1)).tolist()
-    return list(zip(answers, log_probs, strict=True))
 
 
 def _decode(backbone: Backbone, ids: Sequence[int]) -> str:

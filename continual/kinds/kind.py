@@ -16,7 +16,7 @@ Shapes: N rows, B rows of a batch, T tokens, D hidden size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
@@ -36,7 +36,6 @@ from continual.features.random_features import FrozenFeatures, frozen_features
 from continual.features.tokens import Tokens, pad, sorted_batches, truncated_counts
 from tasks import LabelledTexts, TaskData, TaskSpec
 
-TokenCallback = Callable[[str], None]  # called with the text of an answer so far, after every token that is written
 LOSS_BATCH = 8  # rows whose loss is computed at once where no gradient is
 Outputs = Mapping[str, Tensor]  # raw outputs for N rows, compared bit by bit: tensors whose first dimension is N
 
@@ -93,15 +92,12 @@ class ForwardContext(Generic[P]):
         delta: The delta to attach; None for the backbone alone.
         rows: The N prepared rows.
         cached_frozen: The value of `frozen` for these rows where an earlier pass computed it, else None.
-        on_token: One callback per row for answers that are written token by token, None for a row without one; empty
-            where no row has one.
     """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
     cached_frozen: FrozenFeatures | None = None
-    on_token: Sequence[TokenCallback | None] = ()
 
     @property
     def pooling(self) -> Pooling:

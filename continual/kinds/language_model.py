@@ -1,25 +1,21 @@
-"""Continuations by the frozen language model: log probabilities of given ones, and greedy generation.
+"""Log probabilities of continuations by the frozen language model.
 
 Shapes: B texts, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from continual.backbones.backbone import Backbone
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens
+from continual.generation.sampling import Ids
 
 BATCH = 32
 IGNORE_INDEX = -100  # label of a token that has no loss
-
-Ids = tuple[int, ...]
-TokenBatchCallback = Callable[[Sequence[Ids]], None]  # called with the tokens written so far behind each prompt
 
 
 def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
@@ -122,67 +118,3 @@ def pad_ids(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = F
     width = max(map(len, ids))
     rows = [([fill] * (width - len(row)), list(row)) for row in ids]
     return torch.tensor([padding + row if left else row + padding for padding, row in rows], device=backbone.device)
-
-
-@torch.inference_mode()
-def generate_greedy(
-    backbone: Backbone,
-    prompts: Sequence[Ids],
-    *,
-    max_new_tokens: int,
-    use_cache: bool = True,
-    on_tokens: TokenBatchCallback | None = None,
-) -> list[Ids]:
-    """Continue prompts with the most probable token each time, up to and including the end token.
-
-    Args:
-        backbone: The backbone, with a delta attached or without.
-        prompts: Tokens of the B prompts.
-        max_new_tokens: Largest number of tokens of a continuation.
-        use_cache: Whether keys and values of earlier tokens are kept, or computed again; the tokens are the same.
-        on_tokens: Called after every token with the continuations so far.
-
-    Returns:
-        The continuation of each prompt.
-    """
-    end, causal = backbone.tokenizer.eos_token_id, backbone.architecture == "causal"
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
-        use_cache=use_cache,
-        eos_token_id=end,
-        pad_token_id=backbone.tokenizer.pad_token_id,
-    )
-    # A causal model goes on at the right edge: texts of one batch must end there together.
-    batch = pad_batch(backbone, prompts, left=causal)
-    streamer = on_tokens and _CallbackStreamer(on_tokens, end)
-    with backbone.autocast():
-        generated = backbone.language_model.generate(**batch, generation_config=greedy, streamer=streamer)
-    skipped = batch["input_ids"].shape[1] if causal else 1  # the prompt, or the token that starts a decoder
-    return [_until_end(row, end) for row in generated[:, skipped:].tolist()]
-
-
-def _until_end(ids: Sequence[int], end: int) -> Ids:
-    """The tokens up to the first end token, which is included."""
-    return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
-
-
-class _CallbackStreamer(BaseStreamer):  # type: ignore[misc]  # transformers' classes are not typed
-    """Calls back after every token with the continuations so far."""
-
-    def __init__(self, on_tokens: TokenBatchCallback, end: int) -> None:
-        self._on_tokens, self._end_token = on_tokens, end
-        self._steps: list[list[int]] = []
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompts [B, T] first, then one token of each row [B] at a time."""
-        if value.dim() == 1:
-            self._steps.append(value.tolist())
-            self._on_tokens([_until_end(ids, self._end_token) for ids in zip(*self._steps, strict=True)])
-
-    def end(self) -> None:
-        """Ignore the end of the generation."""

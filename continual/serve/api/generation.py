@@ -1,153 +1,136 @@
-"""Answers of generation tasks in OpenAI's completion and chat formats, whole or streamed."""
+"""Answers of generation tasks and of the plain backbone in OpenAI's formats, whole or streamed."""
 
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from continual.inference.predictor import Prediction
-from continual.serve.api.openai_schemas import CompletionOptions
-from continual.serve.api.streaming import StreamEvent, sse_response
+from continual.errors import WrongKind
+from continual.kinds.language_model import language_model_obstacle
+from continual.serve.api.openai_responses import OpenAIFormat, usage
+from continual.serve.api.openai_schemas import LEGACY_MAX_TOKENS, CompletionRequest, GenerationBody
+from continual.serve.api.streaming import DONE, server_sent_event, sse_response, stream_answers
 from continual.serve.core.admission import RequestAdmission
 from continual.serve.core.champions import InferenceRequest
+from continual.serve.core.writer import Completion, CompletionOptions
+from registry import quote
 from tasks.errors import InputError
 
 GENERATION = "generation"
 
 
-@dataclass(frozen=True)
-class _GeneratedText:
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: str
-
-
-ChoiceFormatter = Callable[[str, str | None], dict[str, Any]]  # of a text and its finish reason
-
-
-@dataclass(frozen=True)
-class OpenAIFormat:
-    """One of OpenAI's response formats.
-
-    Attributes:
-        id_prefix: Start of the response's `id`.
-        response_object: `object` of a whole response.
-        chunk_object: `object` of a streamed chunk.
-        choice: Returns the choice of a whole response.
-        chunk_choice: Returns the choice of a streamed chunk.
-    """
-
-    id_prefix: str
-    response_object: str
-    chunk_object: str
-    choice: ChoiceFormatter
-    chunk_choice: ChoiceFormatter
-
-
-def _text_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"text": text, "finish_reason": finish_reason, "logprobs": None}
-
-
-def _message_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return {"message": message, "finish_reason": finish_reason, "logprobs": None}
-
-
-def _message_chunk(text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"delta": {"role": "assistant", "content": text}, "finish_reason": finish_reason, "logprobs": None}
-
-
-TEXT = OpenAIFormat("cmpl", "text_completion", "text_completion", _text_choice, _text_choice)
-CHAT = OpenAIFormat("chatcmpl", "chat.completion", "chat.completion.chunk", _message_choice, _message_chunk)
-
-
 class GenerationEndpoint:
-    """Answers prompts by generation tasks and formats the responses."""
+    """Answers prompts by generation tasks, or by the plain backbone, and formats the responses."""
 
     def __init__(self, admission: RequestAdmission) -> None:
         self._admission = admission
-        # Each call sets the tokenizer's truncation and padding, so no two threads may share one.
-        self._tokenizer = deepcopy(admission.server.backbone.tokenizer)
 
     async def answer(
-        self, request: Request, options: CompletionOptions, texts: Sequence[str], api_format: OpenAIFormat
+        self, request: Request, body: GenerationBody, prompts: Sequence[InferenceRequest], api_format: OpenAIFormat
     ) -> Any:
-        """Answer each prompt, as one JSON document or as server-sent events if `options.stream` is set.
+        """Answer each prompt, as one JSON document or as server-sent events if `body.stream` is set.
 
         Args:
             request: The HTTP request.
-            options: The body of the request: the task's name as `model`, token limits, streaming.
-            texts: The prompts.
+            body: The body of the request.
+            prompts: The prompts, without task and options.
             api_format: The format of the response.
 
         Raises:
             NotFound: The task is not registered.
             NoDelta: The task has no champion on this backbone.
-            WrongKind: The task does not generate.
-            InputError: Several prompts are to be streamed.
+            WrongKind: The task does not generate, or the plain backbone does not.
             ContinualError: As raised by `RequestAdmission.submit`.
         """
-        await self._admission.check_task(request, options.model, kind=GENERATION)
-        head = {"id": f"{api_format.id_prefix}-{uuid4().hex}", "created": int(time.time()), "model": options.model}
-        if options.stream:
-            return await self._stream(request, options, texts, api_format, head)
-        answers = await self._admission.submit(request, [InferenceRequest(text, options.model) for text in texts])
-        generated = [self._generated(answer, options.max_new_tokens) for answer in answers]
-        choices = [api_format.choice(item.text, item.finish_reason) | {"index": i} for i, item in enumerate(generated)]
-        return head | {"object": api_format.response_object, "choices": choices, "usage": _usage(generated)}
+        inputs = await self._inputs(request, body, prompts)
+        head = {"id": f"{api_format.id_prefix}-{uuid4().hex}", "created": int(time.time()), "model": body.model}
+        if body.stream:
+            events = self._events(request, body, inputs, api_format, head | {"object": api_format.chunk_object})
+            return await sse_response(events)
+        completions = require_completions(await self._admission.submit(request, inputs))
+        choices = [api_format.choice(completion) | {"index": i} for i, completion in enumerate(completions)]
+        head |= {"object": api_format.response_object, "choices": choices}
+        return head | {"usage": usage(completions, choices=body.n or 1)}
 
-    async def _stream(
+    async def _inputs(
+        self, request: Request, body: GenerationBody, prompts: Sequence[InferenceRequest]
+    ) -> list[InferenceRequest]:
+        """Return the inputs of all choices: those of the first prompt, those of the second, and so on."""
+        server, task = self._admission.server, str(body.model)
+        if is_plain := body.model == server.backbone.name and body.model not in server.champions:
+            if obstacle := language_model_obstacle(server.backbone, what="a completion"):
+                raise WrongKind(obstacle)
+            if isinstance(body, CompletionRequest) and not (body.max_tokens or body.max_completion_tokens):
+                body = body.model_copy(update={"max_tokens": LEGACY_MAX_TOKENS})
+        else:
+            await self._admission.check_task(request, task, kind=GENERATION)
+            for prompt in prompts:
+                _require_one_user_message(prompt, task)
+        options = [CompletionOptions(body.sampling(choice)) for choice in range(body.n or 1)]
+        named = None if is_plain else task
+        return [replace(prompt, task=named, completion=each) for prompt in prompts for each in options]
+
+    async def _events(
         self,
         request: Request,
-        options: CompletionOptions,
-        texts: Sequence[str],
+        body: GenerationBody,
+        inputs: Sequence[InferenceRequest],
         api_format: OpenAIFormat,
         head: dict[str, Any],
-    ) -> Any:
-        if len(texts) > 1:
-            raise InputError(f"{len(texts)} prompts cannot be answered in one stream; send one, or do without `stream`")
+    ) -> AsyncIterator[str]:
+        """Yield the events of a stream; nothing before an answer has begun."""
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        lengths, completions = [-1] * len(inputs), dict[int, Completion]()
 
-        def read_event(event: StreamEvent) -> tuple[str, str | None]:
-            if isinstance(event, str):
-                return self._truncate(event, options.max_new_tokens)[0], None
-            generated = self._generated(event, options.max_new_tokens)
-            return generated.text, generated.finish_reason
+        def chunk(index: int, choice: dict[str, Any]) -> str:
+            return server_sent_event(
+                head | {"choices": [choice | {"index": index}]} | ({"usage": None} if with_usage else {})
+            )
 
-        def make_chunk(text: str, finish_reason: str | None) -> Any:
-            choice = api_format.chunk_choice(text, finish_reason) | {"index": 0}
-            return head | {"object": api_format.chunk_object, "choices": [choice]}
+        async with aclosing(stream_answers(self._admission, request, inputs)) as answers:
+            async for index, part in answers:
+                if lengths[index] < 0:
+                    lengths[index] = 0
+                    if api_format.first_choice:
+                        yield chunk(index, api_format.first_choice())
+                if isinstance(part, Completion):
+                    completions[index] = part
+                    yield chunk(index, api_format.last_choice(part))
+                else:
+                    yield chunk(index, api_format.part_choice(part, lengths[index]))
+                    lengths[index] += len(part.text)
+        if with_usage:
+            ordered = [completions[index] for index in sorted(completions)]
+            yield server_sent_event(head | {"choices": [], "usage": usage(ordered, choices=body.n or 1)})
+        yield server_sent_event(DONE)
 
-        inference_request = InferenceRequest(texts[0], options.model)
-        return await sse_response(
-            self._admission, request, inference_request, read_event=read_event, make_chunk=make_chunk
+
+def _require_one_user_message(prompt: InferenceRequest, task: str) -> None:
+    """Refuse a conversation for a delta that was trained on single texts.
+
+    Raises:
+        InputError: There are several messages, or one that is not the user's.
+    """
+    roles = [role for role, _ in prompt.messages]
+    if roles not in ([], ["user"]):
+        raise InputError(
+            f"body.messages: {', '.join(roles):.200}: task {quote(task)} was trained on single texts; send one message "
+            "of role user"
         )
 
-    def _truncate(self, text: str, max_tokens: int | None) -> tuple[str, int, str]:
-        """Truncate a text to `max_tokens`; return it, its number of tokens and the finish reason."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if max_tokens is None or len(ids) <= max_tokens:
-            return text, len(ids), "stop"
-        start = self._tokenizer.decode(ids[:max_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return start, max_tokens, "length"
 
-    def _generated(self, prediction: Prediction, max_tokens: int | None) -> _GeneratedText:
-        if prediction.error:
-            raise HTTPException(503, prediction.error)
-        text, tokens, finish_reason = self._truncate(str(prediction.label), max_tokens)
-        return _GeneratedText(text, len(self._tokenizer(prediction.text)["input_ids"]), tokens, finish_reason)
+def require_completions(answers: Sequence[Any]) -> list[Completion]:
+    """Return completions.
 
-
-def _usage(generated: Sequence[_GeneratedText]) -> dict[str, int]:
-    prompt_tokens = sum(item.prompt_tokens for item in generated)
-    completion_tokens = sum(item.completion_tokens for item in generated)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+    Raises:
+        HTTPException: One is missing, since its delta cannot be read.
+    """
+    for answer in answers:
+        if not isinstance(answer, Completion):
+            raise HTTPException(503, answer.error)
+    return list(answers)

@@ -1,4 +1,4 @@
-"""Routes in OpenAI's format, for its clients: a generation task is a model, by the task's name.
+"""Routes in OpenAI's format, for its clients: a generation task is a model, and so is the backbone, by their names.
 
 `POST /v1/completions`, `/v1/chat/completions` and `/v1/embeddings` (of the frozen backbone), `GET /v1/models`.
 """
@@ -12,7 +12,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from continual.serve.api.generation import CHAT, TEXT, GenerationEndpoint
+from continual.serve.api.generation import GenerationEndpoint
+from continual.serve.api.openai_responses import CHAT, TEXT
 from continual.serve.api.openai_schemas import ChatCompletionRequest, CompletionRequest, EmbeddingsRequest
 from continual.serve.core.admission import RequestAdmission
 from continual.serve.core.bodies import bounded_route
@@ -39,14 +40,15 @@ def _add_generation(router: APIRouter, admission: RequestAdmission) -> None:
 
     @router.post("/completions", responses=_FAILURES)
     async def completions(body: CompletionRequest, request: Request) -> Any:
-        """Answer each prompt by the delta of a generation task."""
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        return await endpoint.answer(request, body, texts, TEXT)
+        """Answer each prompt by the delta of a generation task, or continue it by the plain backbone."""
+        return await endpoint.answer(request, body, [InferenceRequest(text) for text in body.texts], TEXT)
 
     @router.post("/chat/completions", responses=_FAILURES)
     async def chat(body: ChatCompletionRequest, request: Request) -> Any:
-        """Answer a message by the delta of a generation task."""
-        return await endpoint.answer(request, body, [body.messages[0].text], CHAT)
+        """Write the next message by the delta of a generation task, or by the plain backbone."""
+        messages = tuple((message.role, message.text) for message in body.messages)
+        prompt = InferenceRequest(messages[-1][1], messages=messages)
+        return await endpoint.answer(request, body, [prompt], CHAT)
 
 
 def _add_embeddings(router: APIRouter, admission: RequestAdmission) -> None:

@@ -14,7 +14,7 @@ from continual.errors import TooLarge, TooLate
 from continual.inference.predictor import Prediction
 from continual.serve.core.access_log import ROWS
 from continual.serve.core.batcher import DynamicBatcher
-from continual.serve.core.champions import ChampionServer, Embedding, InferenceRequest
+from continual.serve.core.champions import ChampionServer, InferenceRequest, ServedAnswer
 from continual.serve.core.metrics import ServerMetrics
 from registry import quote
 from tasks.errors import InputError
@@ -95,8 +95,11 @@ class RequestAdmission:
     def __init__(self, server: ChampionServer, limits: Limits, metrics: ServerMetrics) -> None:
         self.server, self.limits, self._metrics = server, limits, metrics
         batch_cost = limits.batch_tokens or (1 << 15 if server.backbone.device.type == "cuda" else 1 << 12)
-        self.batcher: DynamicBatcher[InferenceRequest, Prediction | Embedding] = DynamicBatcher(
-            server.answer_batch, batch_cost=batch_cost, max_waiting=limits.max_queued_rows
+        self.batcher: DynamicBatcher[InferenceRequest, ServedAnswer] = DynamicBatcher(
+            server.answer_batch,
+            batch_cost=batch_cost,
+            max_waiting=limits.max_queued_rows,
+            advance=server.advance,
         )
         self.reader = RegistryReader(seconds=limits.seconds)
         metrics.watch(server, self.batcher)
@@ -155,9 +158,9 @@ class RequestAdmission:
             )
 
 
-def hide_cause(answer: Prediction | Embedding) -> Prediction | Embedding:
+def hide_cause(answer: ServedAnswer) -> ServedAnswer:
     """Reduce an answer's error to its class, and log the rest: it may name files and hosts."""
-    if isinstance(answer, Embedding) or not answer.error:
+    if not isinstance(answer, Prediction) or not answer.error:
         return answer
     log.error("a delta cannot be read: %s", answer.error)
     error_class = answer.error.partition(":")[0]

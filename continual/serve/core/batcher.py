@@ -1,6 +1,7 @@
 """Dynamic batching: while one batch is answered, the requests of many clients gather to the next.
 
 No batch waits to become full: alone, an item is answered at once, and under load batches are as large as they may be.
+Results that take many steps are deferred, and one step of theirs is made after each batch.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Condition, Thread
 from typing import Generic, Protocol, TypeVar
 
@@ -82,19 +84,37 @@ class _QueuedItem(Generic[ItemT, ResultT]):
         return self.request.deadline
 
 
+@dataclass(frozen=True, eq=False)
+class Deferred(Generic[ResultT]):
+    """A result that is delivered by later steps.
+
+    Attributes:
+        start: Called with a function that takes the result, and one that returns whether nobody waits for it any more.
+    """
+
+    start: Callable[[Callable[[ResultT | Exception], None], Callable[[], bool]], None]
+
+
 class DynamicBatcher(Generic[ItemT, ResultT]):
     """A queue and one thread that answers it in batches.
 
     Args:
-        work: Answers a batch: a result or an exception for each item, in order.
+        work: Answers a batch: a result, a deferred one or an exception for each item, in order.
         batch_cost: Cost at which a batch is full; the last item may exceed it.
-        max_waiting: Items that may wait.
+        max_waiting: Items that may wait, those with deferred results included.
+        advance: Makes one step of the deferred results; returns whether any are left.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[ItemT]], Sequence[ResultT | Exception]], *, batch_cost: int, max_waiting: int
+        self,
+        work: Callable[[Sequence[ItemT]], Sequence[ResultT | Deferred[ResultT] | Exception]],
+        *,
+        batch_cost: int,
+        max_waiting: int,
+        advance: Callable[[], bool] = lambda: False,
     ) -> None:
         self._work, self._batch_cost, self._max_waiting = work, batch_cost, max_waiting
+        self._advance, self._deferred = advance, 0
         self._queue: FairQueue[_QueuedItem[ItemT, ResultT]] = FairQueue()
         self._changed, self._closing = Condition(), False
         self._speed: float | None = None  # cost per second
@@ -102,8 +122,8 @@ class DynamicBatcher(Generic[ItemT, ResultT]):
         self._thread.start()
 
     def __len__(self) -> int:
-        """Return the number of items that wait."""
-        return len(self._queue)
+        """Return the number of items that wait, those with deferred results included."""
+        return len(self._queue) + self._deferred
 
     @property
     def estimated_wait(self) -> float:
@@ -121,10 +141,10 @@ class DynamicBatcher(Generic[ItemT, ResultT]):
         with self._changed:
             if self._closing:
                 raise Closing("the server is closing; ask another one, or this one when it is back")
-            if len(self._queue) + len(items) > self._max_waiting or self.estimated_wait > seconds:
+            if len(self) + len(items) > self._max_waiting or self.estimated_wait > seconds:
                 retry_after = max(math.ceil(self.estimated_wait), 1)
                 raise TooBusy(
-                    f"{len(self._queue)} inputs wait, for about {self.estimated_wait:.1f} s, and {self._max_waiting} "
+                    f"{len(self)} inputs wait, for about {self.estimated_wait:.1f} s, and {self._max_waiting} "
                     f"inputs may wait, these for {seconds:g} s; ask again in {retry_after} s, or send fewer at once",
                     retry_after=retry_after,
                 )
@@ -141,15 +161,32 @@ class DynamicBatcher(Generic[ItemT, ResultT]):
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            start, items = time.monotonic(), [queued.item for queued in batch]
-            try:
-                results = self._work(items)
-            except Exception as error:  # it cannot be put down to one item; the next batch has its own chance
-                results = [error] * len(items)
-            self._measure_speed(sum(item.cost for item in items), time.monotonic() - start)
-            for queued, result in zip(batch, results, strict=True):
+        busy = False
+        while (batch := self._next_batch(wait=not busy)) or busy:
+            if batch:
+                self._answer(batch)
+            busy = self._advance()
+
+    def _answer(self, batch: Sequence[_QueuedItem[ItemT, ResultT]]) -> None:
+        start, items = time.monotonic(), [queued.item for queued in batch]
+        results: Sequence[ResultT | Deferred[ResultT] | Exception]
+        try:
+            results = self._work(items)
+        except Exception as error:  # it cannot be put down to one item; the next batch has its own chance
+            results = [error] * len(items)
+        answered = zip(items, results, strict=True)
+        cost = sum(item.cost for item, result in answered if not isinstance(result, Deferred))
+        self._measure_speed(cost, time.monotonic() - start)
+        for queued, result in zip(batch, results, strict=True):
+            if isinstance(result, Deferred):
+                self._deferred += 1
+                result.start(partial(self._deliver, queued), queued.request.answers.done)
+            else:
                 queued.request.set_result(queued.index, result)
+
+    def _deliver(self, queued: _QueuedItem[ItemT, ResultT], result: ResultT | Exception) -> None:
+        self._deferred -= 1
+        queued.request.set_result(queued.index, result)
 
     def _measure_speed(self, cost: int, seconds: float) -> None:
         """Update the moving average of the speed, by batches that are at least half full: small ones mislead."""
@@ -157,11 +194,15 @@ class DynamicBatcher(Generic[ItemT, ResultT]):
             speed = cost / max(seconds, 1e-6)
             self._speed = speed if self._speed is None else RATE_SMOOTHING * speed + (1 - RATE_SMOOTHING) * self._speed
 
-    def _next_batch(self) -> list[_QueuedItem[ItemT, ResultT]]:
-        """Wait for items and take a batch of them; an empty list once the queue is closed and empty."""
+    def _next_batch(self, *, wait: bool) -> list[_QueuedItem[ItemT, ResultT]]:
+        """Take a batch of the items that wait.
+
+        Args:
+            wait: Whether to wait for items; an empty list then means that the queue is closed and empty.
+        """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._closing or len(self._queue))
+                self._changed.wait_for(lambda: not wait or self._closing or len(self._queue))
                 batch, cost = [], 0
                 while len(self._queue) and cost < self._batch_cost:
                     queued = self._queue.take()
@@ -172,5 +213,5 @@ class DynamicBatcher(Generic[ItemT, ResultT]):
                     if not queued.request.answers.done():
                         batch.append(queued)
                         cost += queued.cost
-                if batch or self._closing:
+                if batch or self._closing or not wait:
                     return batch

@@ -3,23 +3,33 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 
 from continual.backbones.backbone import Backbone
-from continual.errors import NoDelta, WrongKind
+from continual.errors import NoDelta, TooLarge, WrongKind
 from continual.features.pooling import encode
 from continual.features.tokens import tokenize
-from continual.inference.delta_cache import DEVICE_SLOTS
-from continual.inference.predictor import Prediction, Predictor
-from continual.kinds import TokenCallback
+from continual.generation.engine import Prompt
+from continual.generation.sampling import SamplingSettings
+from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, registry_loader
+from continual.inference.predictor import PendingPrediction, Prediction, Predictor
+from continual.kinds.language_model import language_model_obstacle
+from continual.serve.core.batcher import Deferred
+from continual.serve.core.writer import (
+    AnswerWriter,
+    Completion,
+    CompletionOptions,
+    DeferredAnswer,
+    completion_prompt,
+)
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry, quote
 from tasks import Text, text_parts
 from tasks.errors import InputError
 
 BYTES_PER_TOKEN = 4  # about, for texts in words
-EMBEDDINGS, ROUTED = "@embeddings", "@routed"  # lanes; no task's name contains an @
+EMBEDDINGS, ROUTED, PLAIN = "@embeddings", "@routed", "@plain"  # lanes; no task's name contains an @
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +43,22 @@ class InferenceRequest:
         task: The task whose delta answers; None lets the router choose.
         at_least: As for `Predictor.predict`.
         embed: Return the text's features in the frozen backbone instead of an answer.
-        on_token: Called with the answer so far while it is generated.
+        messages: The conversation whose last message the text is, as (role, text); empty where it is none.
+        completion: Return the answer of a generation task, or of the plain backbone where no task is named, as a
+            `Completion`.
     """
 
     text: Text
     task: str | None = None
     at_least: float | None = None
     embed: bool = False
-    on_token: TokenCallback | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    completion: CompletionOptions | None = None
 
     @property
     def lane(self) -> str:
-        """The queue lane: one per named task, one for routed texts and one for embeddings."""
-        return EMBEDDINGS if self.embed else self.task or ROUTED
+        """The queue lane: one per named task, and one each for routed texts, embeddings and the plain backbone."""
+        return EMBEDDINGS if self.embed else self.task or (PLAIN if self.completion else ROUTED)
 
     @cached_property
     def cost(self) -> int:
@@ -66,10 +79,14 @@ class Embedding:
     tokens: int
 
 
+ServedAnswer = Prediction | Completion | Embedding
+BatchAnswer = ServedAnswer | Deferred[ServedAnswer] | Exception
+
+
 class ChampionServer:
     """The champions on one backbone; `refresh` updates them from the registry.
 
-    Only one thread may call `answer_batch`; everything else may be called from any thread.
+    Only one thread may call `answer_batch` and `advance`; everything else may be called from any thread.
 
     Args:
         backbone: The frozen backbone.
@@ -95,16 +112,31 @@ class ChampionServer:
         slots: int = DEVICE_SLOTS,
     ) -> None:
         self.backbone, self.registry = backbone, registry
-        self._router, self._false_abstentions, self._slots = router, false_abstentions, slots
+        self._router, self._false_abstentions = router, false_abstentions
         self._refreshing = Lock()
         self._predictor: Predictor | None = None
+        self._delta_cache = DeltaCache(backbone, registry_loader(registry), slots=slots)
         self.champions: Mapping[str, Champion] = {}
         self.kinds: Mapping[str, str] = {}
 
     @property
     def places(self) -> Mapping[str, Collection[str]]:
         """The cache keys of the deltas on the `device` and in the host's `memory`."""
-        return self._predictor.delta_cache.locations() if self._predictor else {"device": (), "memory": ()}
+        return self._delta_cache.locations()
+
+    @property
+    def writes(self) -> bool:
+        """Whether the backbone can write text."""
+        return language_model_obstacle(self.backbone, what="it") is None
+
+    @cached_property
+    def writer(self) -> AnswerWriter:
+        """Writes the answers that `answer_batch` defers; for the same thread."""
+        return AnswerWriter(self.backbone, self._delta_cache)
+
+    def advance(self) -> bool:
+        """Write one token of every deferred answer; return whether any is left."""
+        return self.writes and self.writer.step()
 
     def is_stale(self) -> bool:
         """Return whether the registry has other champions than those that answer.
@@ -156,7 +188,7 @@ class ChampionServer:
             serving=champions.values(),
             router=self._router,
             false_abstentions=self._false_abstentions,
-            slots=self._slots,
+            delta_cache=self._delta_cache,
             previous=previous,
         )
 
@@ -184,14 +216,18 @@ class ChampionServer:
         if kind is not None and self.kinds[task] != kind:
             raise WrongKind(f"task {quote(task)} is of kind {self.kinds[task]}, not {kind}; ask it by POST /v1/predict")
 
-    def answer_batch(self, requests: Sequence[InferenceRequest]) -> list[Prediction | Embedding | Exception]:
+    def answer_batch(self, requests: Sequence[InferenceRequest]) -> list[BatchAnswer]:
         """Return the answer to each request, or the exception that it caused, in order.
 
-        Requests of one sort (embedding, with a task, without one at the same `at_least`) are answered together.
+        Requests of one sort (embedding, plain backbone, with a task, without one at the same `at_least`) are answered
+        together. What is written token by token is deferred.
         """
+        if self.writes:
+            self.writer.pause()
         groups: dict[object, list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault((request.embed, request.task is None, request.at_least), []).append(i)
+            sort = (request.lane if request.lane in (EMBEDDINGS, PLAIN) else request.task is None, request.at_least)
+            groups.setdefault(sort, []).append(i)
         answers = {
             i: answer
             for indices in groups.values()
@@ -199,21 +235,63 @@ class ChampionServer:
         }
         return [answers[i] for i in range(len(requests))]
 
-    def _answer_group(self, requests: Sequence[InferenceRequest]) -> Sequence[Prediction | Embedding | Exception]:
+    def _answer_group(self, requests: Sequence[InferenceRequest]) -> Sequence[BatchAnswer]:
         """Answer requests of one sort; if they fail, bisect, so that only the request at fault fails."""
         texts, predictor = [request.text for request in requests], self._predictor
         try:
-            if requests[0].embed:
+            if requests[0].lane == EMBEDDINGS:
                 return self._embed(texts)
+            if requests[0].lane == PLAIN:
+                return [self._plain(request) for request in requests]
             if predictor is None:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
-            tasks, callbacks = [request.task for request in requests], [request.on_token for request in requests]
-            return predictor.predict(texts, task=tasks, at_least=requests[0].at_least, on_token=callbacks)
+            tasks, at_least = [request.task for request in requests], requests[0].at_least
+            if at_least is not None:
+                return predictor.predict(texts, task=tasks, at_least=at_least)
+            return [*map(self._deferred, predictor.begin(texts, tasks), requests)]
         except Exception as error:
             if len(requests) == 1:
                 return [error]
         half = len(requests) // 2
         return [*self._answer_group(requests[:half]), *self._answer_group(requests[half:])]
+
+    def _deferred(
+        self, prediction: Prediction | PendingPrediction, request: InferenceRequest
+    ) -> Prediction | Deferred[ServedAnswer]:
+        if isinstance(prediction, Prediction):
+            return prediction
+        if request.completion is None:
+            answer = DeferredAnswer(prediction.prompt, prediction.task, prediction.finish, None)
+        else:
+            prompt = completion_prompt(prediction.prompt, request.completion)
+            answer = DeferredAnswer(prompt, prediction.task, None, request.completion)
+        return Deferred(partial(self.writer.start, answer))
+
+    def _plain(self, request: InferenceRequest) -> Deferred[ServedAnswer]:
+        """Return the continuation of a text by the backbone without a delta."""
+        assert request.completion is not None
+        ids = self._plain_ids(request)
+        left = self.backbone.longest_input - (len(ids) if self.backbone.architecture == "causal" else 1)
+        if left < 1 or len(ids) > self.backbone.longest_input:
+            raise TooLarge(
+                f"the prompt has {len(ids)} tokens and backbone {self.backbone.name!r} takes "
+                f"{self.backbone.longest_input}, those that are written included; send a shorter one"
+            )
+        prompt = Prompt(ids, SamplingSettings(left), strip=False)
+        answer = DeferredAnswer(completion_prompt(prompt, request.completion), PLAIN, None, request.completion)
+        return Deferred(partial(self.writer.start, answer))
+
+    def _plain_ids(self, request: InferenceRequest) -> tuple[int, ...]:
+        """Return the tokens of a text, or of a conversation in the tokenizer's own chat template."""
+        tokenizer = self.backbone.tokenizer
+        if not request.messages:
+            return tuple(tokenizer(request.text, verbose=False)["input_ids"]) or (tokenizer.eos_token_id,)
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"backbone {self.backbone.name!r} has no chat template; send its prompt to /v1/completions"
+            )
+        messages = [{"role": role, "content": text} for role, text in request.messages]
+        return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
 
     def _embed(self, texts: Sequence[Text]) -> list[Embedding]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from continual.errors import Closing, NoDelta, ServiceUnavailable, TooBusy, TooLarge, TooLate
+from continual.errors import Closing, GenerationError, NoDelta, ServiceUnavailable, TooBusy, TooLarge, TooLate
 from continual.serve.core.admission import UNREADABLE, ClientDisconnected
 from registry import quote
 from registry.errors import DatabaseUnavailable, NotFound, SchemaError
@@ -93,7 +93,7 @@ async def _continual_error(request: Request, error: Exception) -> Response:
     status = next(status for error_class, status in STATUS_BY_ERROR.items() if isinstance(error, error_class))
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, TooBusy) else {}
     message = str(error)
-    if status == STATUS_BY_ERROR[ContinualError] and not isinstance(error, ServiceUnavailable):
+    if status == STATUS_BY_ERROR[ContinualError] and not isinstance(error, (ServiceUnavailable, GenerationError)):
         log.error("%s %s: %s", request.method, quote(request.url.path), error)
         message = UNREADABLE  # the error's own message may quote SQL, hosts and paths
     return error_response(status, message, type=type(error).__name__, **headers)

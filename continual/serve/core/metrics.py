@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from continual.inference.delta_cache import cache_key
 from continual.inference.predictor import Prediction
 from continual.serve.core.batcher import DynamicBatcher
-from continual.serve.core.champions import ChampionServer, Embedding, InferenceRequest
+from continual.serve.core.champions import ChampionServer, Embedding, InferenceRequest, ServedAnswer
 
 WINDOW_SECONDS = 60  # of `RollingCounter`
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # upper bounds, seconds
@@ -70,7 +70,7 @@ class ServerMetrics:
             registry=self._registry,
         )
 
-    def watch(self, server: ChampionServer, batcher: DynamicBatcher[InferenceRequest, Prediction | Embedding]) -> None:
+    def watch(self, server: ChampionServer, batcher: DynamicBatcher[InferenceRequest, ServedAnswer]) -> None:
         """Also export the queue of `batcher` and the cached deltas of `server`, read at each scrape."""
         self._registry.register(_StateCollector(server, batcher))
 
@@ -78,13 +78,15 @@ class ServerMetrics:
         """Count one request, by the path of its route and the status of its response."""
         self._requests.labels(path, str(status)).inc()
 
-    def count_answers(self, answers: Sequence[Prediction | Embedding], seconds: float) -> None:
+    def count_answers(self, answers: Sequence[ServedAnswer], seconds: float) -> None:
         """Count the answers to one request, which took `seconds`."""
         self.recent.add(len(answers))
         for answer in answers:
             if isinstance(answer, Embedding):
                 continue
-            outcome = "abstained" if answer.abstained else "failed" if answer.error else "answered"
+            outcome = "answered"
+            if isinstance(answer, Prediction) and (answer.abstained or answer.error):
+                outcome = "abstained" if answer.abstained else "failed"
             self._rows.labels(answer.task or NO_TASK, outcome).inc()
             self._seconds.labels(answer.task or NO_TASK).observe(seconds)
 
@@ -96,9 +98,7 @@ class ServerMetrics:
 class _StateCollector(Collector):
     """Gauges of the queue and of the cached deltas, read when they are scraped."""
 
-    def __init__(
-        self, server: ChampionServer, batcher: DynamicBatcher[InferenceRequest, Prediction | Embedding]
-    ) -> None:
+    def __init__(self, server: ChampionServer, batcher: DynamicBatcher[InferenceRequest, ServedAnswer]) -> None:
         self._server, self._batcher = server, batcher
 
     def collect(self) -> Iterator[Metric]:

@@ -28,7 +28,7 @@ from continual.errors import BackboneError, ExchangeError, MethodError
 from continual.exchange.merging import merge_into_model
 from continual.features.tokens import pad
 from continual.kinds.classification import Classification
-from continual.kinds.language_model import generate_greedy, token_nll
+from continual.kinds.language_model import token_nll
 from tests.helpers.quantized_backbones import (
     HIDDEN_SIZE,
     checkpoint_folder,
@@ -36,6 +36,7 @@ from tests.helpers.quantized_backbones import (
     float_backbone,
     quantized_backbone,
 )
+from tests.helpers.writing import reference, write
 
 CHANGES_WEIGHTS = {"full", "last_layer", "selective", "diff_pruning", "masking", "dora", "intrinsic"}
 CHANGES_WEIGHTS |= {"lora_xs", "tiny_lora", "oft", "boft"}
@@ -185,9 +186,8 @@ def test_it_generates_and_learns_a_generation_task(kind: str, bits: int) -> None
     backbone = replace(quantized_backbone(kind, bits), generates=True)
     delta = perturbed_delta(backbone, "lora", rank=2)
     prompts, ends = [tuple(range(41, 47)), (7, 8, 9)], [(12, 13), (14,)]
-    with attached(backbone, delta):
-        generated = generate_greedy(backbone, prompts, max_new_tokens=6)
-        assert generated == generate_greedy(backbone, prompts, max_new_tokens=6, use_cache=False)
+    generated = write(backbone, delta, prompts, max_new_tokens=6)
+    assert generated == [reference(backbone, delta, prompt, max_new_tokens=6, cache=False) for prompt in prompts]
     learned = delta.trainable(backbone.device)
     with attached(backbone, learned):
         torch.autograd.backward(token_nll(backbone, prompts, ends)[0].sum())

@@ -12,7 +12,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS
 from continual.errors import GenerationError
 from continual.generation.engine import Engine, EngineLimits, Progress
-from continual.generation.passes import read_prompts, write_tokens
+from continual.generation.passes import end_tokens, read_prompts, write_tokens
 from continual.generation.sampling import SamplingSettings
 from continual.kinds.language_model import token_nll
 from continual.kinds.writing import make_prompts
@@ -64,6 +64,17 @@ def test_rows_may_come_at_any_step(writer: Backbone) -> None:
         engine.pause()  # so that the backbone may be used for something else
     for number, prompt in enumerate(prompts):
         assert answers[number] == reference(writer, delta, prompt.ids, max_new_tokens=LONGEST)
+
+
+def test_a_finished_row_does_not_outgrow_the_positions(writer: Backbone) -> None:
+    bias = tuple((token, -100.0) for token in end_tokens(writer))
+    prompts = make_prompts(writer, None, [(5, 6) * 15, (5,), (6,), (7,), (8,)], SamplingSettings(36, logit_bias=bias))
+    engine = engine_of(writer, None)
+    for number, prompt in enumerate(prompts):  # one of five is finished early, and stays in the batch
+        few = replace(prompt.sampling, max_new_tokens=8)
+        engine.add(number, prompt if number else replace(prompt, sampling=few))
+    answers = finish(engine)
+    assert [len(answers[number].ids) for number in range(5)] == [8, 36, 36, 36, 36]
 
 
 def test_rows_are_read_again_where_the_cache_is_too_small(writer: Backbone) -> None:

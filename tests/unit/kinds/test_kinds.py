@@ -224,7 +224,7 @@ def test_an_answers_score_is_the_models_probability(name: str) -> None:
             else:
                 labels = torch.tensor([ids])
                 logits = backbone.language_model(torch.tensor([prompt]), labels=labels).logits[0]
-        chance = F.log_softmax(logits, dim=1)[range(len(ids)), ids].sum().exp()
+        chance = F.log_softmax(logits, dim=1)[range(len(ids)), ids].mean().exp()
         assert answer.score == pytest.approx(chance.item(), rel=1e-3)
         if causal:
             assert len(prompt) + 5 <= backbone.longest_input

@@ -1,4 +1,4 @@
-"""Generation and likelihoods of language models, with and without a cache, in batches and alone."""
+"""Likelihoods of continuations, and the most probable ones, by language models."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import METHODS, attached
-from continual.kinds.language_model import generate_greedy, token_nll
+from continual.kinds.language_model import token_nll
 from tests.conftest import backbone_of
 from tests.helpers.tiny_models import TINY_CONFIGS
 from tests.helpers.tiny_tasks import perturbed_delta
+from tests.helpers.writing import write
 
 WRITERS = [kind for kind in TINY_CONFIGS if backbone_of(kind).architecture != "encoder"]
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
@@ -26,27 +26,15 @@ def ids_of(backbone: Backbone, texts: list[str]) -> list[tuple[int, ...]]:
     return [tuple(ids) for ids in backbone.tokenizer(texts)["input_ids"]]
 
 
-@pytest.mark.parametrize("method", [None, *METHODS])
-def test_the_cache_changes_no_token(writer: Backbone, method: str | None) -> None:
-    delta = None if method is None else perturbed_delta(writer, method)
-    prompts = ids_of(writer, TEXTS)
-    with attached(writer, delta):
-        cached = generate_greedy(writer, prompts, max_new_tokens=LONGEST)
-        assert cached == generate_greedy(writer, prompts, max_new_tokens=LONGEST, use_cache=False)
-        assert cached == [generate_greedy(writer, [prompt], max_new_tokens=LONGEST)[0] for prompt in prompts]
-    assert all(1 <= len(ids) <= LONGEST for ids in cached)
-
-
 def test_a_delta_changes_the_generated_text(writer: Backbone) -> None:
     prompts = ids_of(writer, TEXTS * 3)
-    with attached(writer, perturbed_delta(writer, "lora")):
-        changed = generate_greedy(writer, prompts, max_new_tokens=LONGEST)
-    assert changed != generate_greedy(writer, prompts, max_new_tokens=LONGEST)
+    changed = write(writer, perturbed_delta(writer, "lora"), prompts, max_new_tokens=LONGEST)
+    assert changed != write(writer, None, prompts, max_new_tokens=LONGEST)
 
 
 def test_generation_is_greedy_step_by_step(writer: Backbone) -> None:
     (prompt,) = ids_of(writer, TEXTS[1:2])
-    (generated,) = generate_greedy(writer, [prompt], max_new_tokens=LONGEST)
+    (generated,) = write(writer, None, [prompt], max_new_tokens=LONGEST)
     with torch.no_grad():
         for step, token in enumerate(generated[: LONGEST - 1]):  # BART has the end token forced at the last step
             alternatives = [(*generated[:step], alternative) for alternative in range(0, len(writer.tokenizer), 7)]

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
+from typing import Any
 
 import pytest
 
 from continual.errors import Closing, DeltaError, TooBusy, TooLate
-from continual.serve.core.batcher import DynamicBatcher
+from continual.serve.core.batcher import Deferred, DynamicBatcher
 from continual.serve.core.champions import InferenceRequest
 
 
@@ -201,3 +203,76 @@ def test_accepted_requests_are_answered_on_close(make: Make, squares: Squares) -
     assert request.answers.result(0) == [1, 4, 9]
     with pytest.raises(Closing):
         batcher.submit(numbers(4), seconds=10)
+
+
+class Countdowns:
+    """Defers each positive number for so many steps, answers 0 and negative ones at once, and records the order."""
+
+    def __init__(self) -> None:
+        self.deferred: list[list[Any]] = []
+        self.log: list[str] = []
+
+    def __call__(self, items: Sequence[Number]) -> list[int | Deferred[int] | Exception]:
+        self.log.append(f"batch {[item.value for item in items]}")
+        return [Deferred(partial(self.start, item.value)) if item.value > 0 else item.value for item in items]
+
+    def start(self, value: int, deliver: Callable[[int | Exception], None], is_cancelled: Callable[[], bool]) -> None:
+        self.deferred.append([value, deliver, is_cancelled])
+
+    def advance(self) -> bool:
+        if self.deferred:
+            self.log.append("step")
+            time.sleep(0.01)
+        for entry in [*self.deferred]:
+            entry[0] -= 1
+            if entry[0] == 0 or entry[2]():
+                self.deferred.remove(entry)
+                entry[1](100)
+        return bool(self.deferred)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def countdowns() -> Iterator[tuple[Countdowns, DynamicBatcher[Number, int]]]:
+    worker = Countdowns()
+    batcher = DynamicBatcher[Number, int](worker, batch_cost=1000, max_waiting=5, advance=worker.advance)
+    yield worker, batcher
+    batcher.close()
+
+
+def test_others_are_answered_between_the_steps_of_deferred_results(
+    countdowns: tuple[Countdowns, DynamicBatcher[Number, int]],
+) -> None:
+    worker, batcher = countdowns
+    slow = batcher.submit(numbers(30, 2), seconds=10)
+    wait_for(lambda: "step" in worker.log)
+    assert batcher.submit(numbers(-1), seconds=10).answers.result(10) == [-1]
+    assert not slow.answers.done()
+    assert slow.answers.result(10) == [100, 100]
+    assert worker.log.index("batch [-1]") < len(worker.log) - 5
+    assert len(batcher) == 0
+
+
+def test_deferred_results_count_as_waiting(countdowns: tuple[Countdowns, DynamicBatcher[Number, int]]) -> None:
+    _, batcher = countdowns
+    slow = batcher.submit(numbers(1000, 1000, 1000), seconds=10)
+    batcher.submit(numbers(0), seconds=10).answers.result(10)
+    with pytest.raises(TooBusy, match="3 inputs wait"):
+        batcher.submit(numbers(1, 1, 1), seconds=10)
+    slow.answers.cancel()
+    batcher.submit(numbers(0), seconds=10).answers.result(10)
+    wait_for(lambda: len(batcher) == 0)
+
+
+def test_deferred_results_are_delivered_on_close() -> None:
+    worker = Countdowns()
+    batcher = DynamicBatcher[Number, int](worker, batch_cost=1000, max_waiting=5, advance=worker.advance)
+    slow = batcher.submit(numbers(20), seconds=10)
+    batcher.close()
+    assert slow.answers.result(0) == [100]
