@@ -1,0 +1,248 @@
+"""Speed, memory and waiting times of writing text, beside the plain model and PEFT.
+
+    python -m tests.benchmarks.writing BACKBONE [--rows 16] [--tokens 48] [--rounds 3] [--threads 2] > writing.json
+
+BACKBONE is a name, hub id or folder of a causal language model; its weights are read once per process. Every variant
+writes the same number of tokens behind each of the same prompts, the end token left out:
+
+- `plain`: transformers' `generate` on the model without deltas, one static batch
+- `one`: the engine, all rows through one LoRA · `tasks`: the engine, each row through its own LoRA
+- `none`: the engine without deltas · `adapter_names`: PEFT's mixed batch, each row through its own LoRA
+
+LoRA of rank 8 on every projection. Variants are timed in turn, in one process; given are tokens per second and per CPU
+second (medians), the share of `plain`'s speed in the same round (median), and the peak of memory over the loaded model
+in a process of its own. `waiting`: a server of the plain backbone over HTTP, in streams: seconds to the first token of
+one client and, the mean and the worst, of four at once; seconds of an embedding alone, and behind 16 prompts.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import torch
+from transformers import GenerationConfig
+
+from continual.backbones.backbone import Backbone, load_backbone
+from continual.deltas import Bank, Delta, init_values, method_settings
+from continual.exchange import to_peft
+from continual.generation.engine import Engine, EngineLimits
+from continual.generation.sampling import Ids, SamplingSettings
+from continual.kinds.writing import make_prompts
+from continual.serve import ChampionServer, create_app
+from registry import Registry
+from tasks import Method
+from tests.benchmarks.run_log import quieten, say
+from tests.helpers.live_server import running_app
+
+TEXTS = (
+    "Write one sentence about the sea.",
+    "Explain in simple words why the sky is blue, and why it turns red in the evening.",
+    "List three things that a cat does before it sleeps.",
+    "The council voted on Monday to close the old bridge for a year, since its piers are no longer safe. Summarise it.",
+)
+Variant = Callable[[], Any]
+
+
+def lora(backbone: Backbone, seed: int) -> Delta:
+    """Return a LoRA with random values of the size of trained ones."""
+    settings = method_settings(Method(name="lora", rank=8))
+    draw = torch.Generator().manual_seed(seed)
+    values = init_values(backbone, settings, seed=seed)
+    values = {key: value + 0.01 * torch.randn(value.shape, generator=draw) for key, value in values.items()}
+    return Delta("lora", settings, backbone.fingerprint, values, None)
+
+
+class WritingVariants:
+    """Every way to write the same number of tokens behind the same prompts."""
+
+    def __init__(self, backbone: Backbone, *, rows: int, tokens: int) -> None:
+        self._backbone, self._tokens = replace(backbone, generates=True), tokens
+        self._prompts: list[Ids] = [
+            tuple(backbone.tokenizer(TEXTS[row % len(TEXTS)])["input_ids"]) for row in range(rows)
+        ]
+        self._ends = self._backbone.tokenizer.eos_token_id
+
+    def plain(self) -> Variant:
+        """Return the static batch of the model without deltas."""
+        model = self._backbone.language_model
+        return lambda: self._generate(model)
+
+    def adapter_names(self) -> Variant:
+        """Return PEFT's mixed batch."""
+        import peft
+
+        model: Any = None
+        for number in range(len(self._prompts)):
+            adapter, name = to_peft(self._backbone, lora(self._backbone, number)), str(number)
+            keys = ("r", "lora_alpha", "target_modules")
+            config = peft.LoraConfig(**{key: adapter.config[key] for key in keys})
+            if model is None:
+                model = peft.get_peft_model(deepcopy(self._backbone.language_model), config, adapter_name=name)
+            else:
+                model.add_adapter(name, config)
+            peft.set_peft_model_state_dict(model, adapter.tensors, adapter_name=name)
+        model.eval()
+        return lambda: self._generate(model, adapter_names=[str(number) for number in range(len(self._prompts))])
+
+    def none(self) -> Variant:
+        """Return the engine without deltas."""
+        return lambda: self._write(lambda names: (range(len(names)), None), [""] * len(self._prompts))
+
+    def one(self) -> Variant:
+        """Return the engine with one delta for all rows."""
+        delta = lora(self._backbone, 0)
+        return lambda: self._write(lambda names: (range(len(names)), delta), [""] * len(self._prompts))
+
+    def tasks(self) -> Variant:
+        """Return the engine with a delta for each row."""
+        bank = Bank(self._backbone, slots=len(self._prompts))
+        names = [str(number) for number in range(len(self._prompts))]
+        for number, name in enumerate(names):
+            bank.put(name, lora(self._backbone, number))
+        return lambda: self._write(bank.mixed_batch, names)
+
+    def _generate(self, model: Any, **options: Any) -> Any:
+        width = max(map(len, self._prompts))
+        pad = self._backbone.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in self._prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self._prompts])
+        config = GenerationConfig(
+            max_new_tokens=self._tokens,
+            min_new_tokens=self._tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=self._ends,
+        )
+        with torch.inference_mode(), self._backbone.autocast():
+            return model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **options)
+
+    def _write(self, build: Any, names: Sequence[str]) -> None:
+        engine = Engine(self._backbone, build, limits=EngineLimits(rows=len(names)))
+        engine._ends = frozenset()
+        sampling = SamplingSettings(self._tokens)
+        prompts = make_prompts(self._backbone, None, self._prompts, sampling)
+        for number, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+            engine.add(number, replace(prompt, delta=name))
+        while len(engine):
+            engine.step()
+        engine.pause()
+
+
+VARIANTS = ("plain", "none", "one", "tasks", "adapter_names")
+
+
+def peak_memory(name: str, variant: str, options: dict[str, int], results: Any) -> None:
+    """Put MiB of the peak over the loaded model into a queue; run in a process of its own."""
+    torch.set_num_threads(options["threads"])
+    variants = WritingVariants(load_backbone(name), rows=options["rows"], tokens=options["tokens"])
+    run = getattr(variants, variant)()
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded) / 1024)
+
+
+def speeds(backbone: Backbone, options: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Time all variants in turn."""
+    variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"])
+    runs: dict[str, Variant] = {name: getattr(variants, name)() for name in VARIANTS}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+    for turn in range(options["rounds"] + 1):  # the first round warms up
+        for name, run in runs.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            run()
+            if turn:
+                times[name].append((time.perf_counter() - start, time.process_time() - cpu))
+        say(f"round {turn}: " + ", ".join(f"{name} {times[name][-1][0]:.2f} s" for name in VARIANTS if turn))
+    count = options["rows"] * options["tokens"]
+    plain = [seconds for _, seconds in times["plain"]]
+    return {
+        name: {
+            "tokens_per_second": count / median(wall for wall, _ in measured),
+            "tokens_per_cpu_second": count / median(cpu for _, cpu in measured),
+            "share_of_plain": median(base / cpu for base, (_, cpu) in zip(plain, measured, strict=True)),
+        }
+        for name, measured in times.items()
+    }
+
+
+def waiting(backbone: Backbone) -> dict[str, float]:
+    """Measure a server's waiting times over HTTP."""
+    with TemporaryDirectory() as home:
+        registry = Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs")
+        app = create_app(ChampionServer(backbone, registry))
+        with running_app(app) as url, httpx.Client(base_url=url, timeout=600) as client:
+
+            def first_token(text: str) -> float:
+                start = time.perf_counter()
+                body = {"model": backbone.name, "prompt": text, "max_tokens": 32, "stream": True}
+                with client.stream("POST", "/v1/completions", json=body) as response:
+                    lines = response.iter_lines()
+                    next(lines)
+                    seconds = time.perf_counter() - start
+                    for _ in lines:
+                        pass
+                return seconds
+
+            def embedding() -> float:
+                start = time.perf_counter()
+                body = {"model": backbone.name, "input": "where is my parcel?"}
+                client.post("/v1/embeddings", json=body).raise_for_status()
+                return time.perf_counter() - start
+
+            first_token(TEXTS[0])
+            embedding()
+            with ThreadPoolExecutor(16) as threads:
+                one = [first_token(text) for text in TEXTS]
+                four = [seconds for _ in range(3) for seconds in threads.map(first_token, TEXTS)]
+                alone = [embedding() for _ in range(5)]
+                prompts = [threads.submit(first_token, TEXTS[n % len(TEXTS)]) for n in range(16)]
+                threading.Event().wait(0.5)
+                behind = [embedding() for _ in range(3)]
+                for prompt in prompts:
+                    prompt.result()
+    return {
+        "first_token_one_client": fmean(one),
+        "first_token_four_clients": fmean(four),
+        "first_token_four_clients_worst": max(four),
+        "embedding_alone": median(alone),
+        "embedding_behind_16_prompts": max(behind),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone")
+    for name, default in (("rows", 16), ("tokens", 48), ("rounds", 3), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="float32")
+    arguments = parser.parse_args()
+    quieten()
+    options = {name: getattr(arguments, name) for name in ("rows", "tokens", "rounds", "threads")}
+    torch.set_num_threads(options["threads"])
+    backbone = load_backbone(arguments.backbone, dtype=arguments.dtype)
+    results: dict[str, Any] = {"backbone": backbone.name, "dtype": arguments.dtype, **options}
+    results["variants"] = speeds(backbone, options)
+    results["waiting"] = waiting(backbone)
+    processes = multiprocessing.get_context("spawn")
+    for variant in VARIANTS:
+        queue: Any = processes.Queue()
+        process = processes.Process(target=peak_memory, args=(arguments.backbone, variant, options, queue))
+        process.start()
+        results["variants"][variant]["peak_mib"] = queue.get()
+        process.join()
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
