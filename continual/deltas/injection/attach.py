@@ -44,7 +44,7 @@ def attached(backbone: Backbone, delta: Delta | MixedBatch | None, *, continued:
     Raises:
         DeltaError: The delta is another backbone's, or its tensors are not exactly those of its method here.
     """
-    edits = list(_placed_edits(backbone, delta))
+    edits = list(_placed_edits(backbone, delta, repeated=continued))
     prompts: dict[str, list[PlacedEdit]] = {}
     for edit in edits:
         if edit.place.changes == "tokens" and not continued:
@@ -61,9 +61,9 @@ def attached(backbone: Backbone, delta: Delta | MixedBatch | None, *, continued:
         yield
 
 
-def _placed_edits(backbone: Backbone, delta: Delta | MixedBatch | None) -> Iterator[PlacedEdit]:
+def _placed_edits(backbone: Backbone, delta: Delta | MixedBatch | None, *, repeated: bool) -> Iterator[PlacedEdit]:
     if isinstance(delta, MixedBatch):
-        yield from delta.placed_edits()
+        yield from delta.placed_edits(repeated=repeated)
     elif delta is not None:
         check_compatible(backbone, delta)
         for place, prefix, edit in iterate_edits(backbone, delta.settings, stage=delta.stage):

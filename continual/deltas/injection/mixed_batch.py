@@ -6,6 +6,7 @@ all rows of a stack, with values gathered by slot; any other form once per run o
 Shapes: L values of equal shape in one delta (one per layer, usually), S slots of a stack, B rows of a batch, T tokens.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,15 +42,16 @@ class DeltaStack:
     pools: tuple[Tensor, ...]
     pool_index: tuple[PoolIndex, ...]
 
-    def placed_edits(self, rows: RowRange, slots: Sequence[int]) -> Iterator[PlacedEdit]:
+    def placed_edits(self, rows: RowRange, slots: Sequence[int], *, repeated: bool = False) -> Iterator[PlacedEdit]:
         """Yield the edits of consecutive rows of a batch.
 
         Args:
             rows: The rows.
             slots: The slot of each row's delta; rows of one slot are adjacent.
+            repeated: Whether many passes follow, so that all values are gathered once and held.
         """
         runs = SlotRuns.of(slots, self.pools[0].device if self.pools else None)
-        gathered = _GatheredValues(self.pools, runs)
+        gathered = _GatheredValues(self.pools, runs, max_bytes=sys.maxsize if repeated else MAX_GATHER_BYTES)
         for (place, edit), index in zip(self.steps, self.pool_index, strict=True):
             form = edit.form
             if index and len(runs.slots) > 1 and implements(type(form), BatchedForm):
@@ -75,11 +77,15 @@ class MixedBatch:
     stacks: Sequence[tuple[DeltaStack, Sequence[int]]]
     count: int
 
-    def placed_edits(self) -> Iterator[PlacedEdit]:
-        """Yield all edits of the batch."""
+    def placed_edits(self, *, repeated: bool = False) -> Iterator[PlacedEdit]:
+        """Yield all edits of the batch.
+
+        Args:
+            repeated: Whether many passes follow.
+        """
         begin = 0
         for stack, slots in self.stacks:
-            yield from stack.placed_edits(RowRange(begin, begin + len(slots), self.count), slots)
+            yield from stack.placed_edits(RowRange(begin, begin + len(slots), self.count), slots, repeated=repeated)
             begin += len(slots)
 
 
@@ -125,21 +131,21 @@ class SlotRuns:
 class _GatheredValues:
     """Values of a batched call, gathered for all layers beforehand, or for each layer when it is reached."""
 
-    def __init__(self, pools: Sequence[Tensor], runs: SlotRuns) -> None:
-        self._pools, self._runs = pools, runs
+    def __init__(self, pools: Sequence[Tensor], runs: SlotRuns, *, max_bytes: int) -> None:
+        self._pools, self._runs, self._max_bytes = pools, runs, max_bytes
         self._prefetched: dict[int, tuple[Tensor, ...]] = {}
 
     def __call__(self, index: PoolIndex) -> dict[str, Tensor]:
         return {name: self._gather(pool, number) for name, (pool, number) in index.items()}
 
     def prefetch(self, index: PoolIndex) -> None:
-        """Gather whole pools where they are small; not within a layer, which may be computed twice."""
+        """Gather whole pools where they are small enough; not within a layer, which may be computed twice."""
         slots = self._runs.index
         for pool in {pool for pool, _ in index.values()} - self._prefetched.keys():
             values = self._pools[pool]
             if self._runs.covers_all_slots(values.shape[1]):
                 self._prefetched[pool] = values.unbind()
-            elif values.nbytes // values.shape[1] * len(slots) <= MAX_GATHER_BYTES:
+            elif values.nbytes // values.shape[1] * len(slots) <= self._max_bytes:
                 self._prefetched[pool] = values.index_select(1, slots).unbind()
 
     def _gather(self, pool: int, number: int) -> Tensor:
