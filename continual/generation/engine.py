@@ -41,6 +41,7 @@ Rows that the order leaves out are not written.
 MAX_ROWS = 32
 MAX_TOKENS = 1 << 15  # of all rows, prompts and answers, padding included
 MAX_READ_TOKENS = 1 << 11  # of the prompts that are read in one step
+MAX_READS = 2
 DEAD_SHARE = 4  # a batch is rid of finished rows when they are more than one in so many
 
 
@@ -221,6 +222,7 @@ class Engine:
         self._waiting: deque[_Row] = deque()
         self._batches: dict[str, _Batch] = {}
         self._progress: list[Progress] = []
+        self._reads = 0  # steps that read, since the last one that wrote
 
     def __len__(self) -> int:
         """Return the number of rows that wait or are written."""
@@ -265,23 +267,32 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
-        """Read the prompts that can join, then write one token of every row."""
+        """Read prompts that can join, or else write one token of every row.
+
+        Prompts come first, so that first tokens do not wait, but in no more than MAX_READS steps in a row.
+        """
         self._progress = []
-        self._read_waiting()
-        for group in [*self._batches]:
-            self._write(group)
+        if self._reads < MAX_READS and self._read_waiting():
+            self._reads += 1
+        else:
+            self._reads = 0
+            for group in [*self._batches]:
+                self._write(group)
         for group, batch in [*self._batches.items()]:
             if not batch.alive:
                 batch.detach()
                 del self._batches[group]
         return self._progress
 
-    def _read_waiting(self) -> None:
-        if rows := self._next_rows():
+    def _read_waiting(self) -> bool:
+        """Read the prompts that can join; return whether there are any."""
+        rows = self._next_rows()
+        if rows:
             try:
                 self._read(rows)
             except torch.OutOfMemoryError as error:
                 self._retreat(rows, error)
+        return bool(rows)
 
     def _next_rows(self) -> list[_Row]:
         """Take the waiting rows that are read in this step: of one group, within the limits."""

@@ -1,6 +1,7 @@
 """Speed, memory and waiting times of writing text, beside the plain model and PEFT.
 
-    python -m tests.benchmarks.writing BACKBONE [--rows 16] [--tokens 48] [--rounds 3] [--threads 2] > writing.json
+    python -m tests.benchmarks.writing BACKBONE [--rows 16] [--tokens 48] [--rounds 3] [--threads 2]
+        [--dtype float32] [--sites attn.q attn.v] > writing.json
 
 BACKBONE is a name, hub id or folder of a causal language model; its weights are read once per process. Every variant
 writes the same number of tokens behind each of the same prompts, the end token left out:
@@ -9,7 +10,7 @@ writes the same number of tokens behind each of the same prompts, the end token 
 - `one`: the engine, all rows through one LoRA · `tasks`: the engine, each row through its own LoRA
 - `none`: the engine without deltas · `adapter_names`: PEFT's mixed batch, each row through its own LoRA
 
-LoRA of rank 8 on every projection. Variants are timed in turn, in one process; given are tokens per second and per CPU
+LoRA has rank 8. Variants are timed in turn, in one process; given are tokens per second and per CPU
 second (medians), the share of `plain`'s speed in the same round (median), and the peak of memory over the loaded model
 in a process of its own. `waiting`: a server of the plain backbone over HTTP, in streams: seconds to the first token of
 one client and, the mean and the worst, of four at once; seconds of an embedding alone, and behind 16 prompts.
@@ -18,13 +19,13 @@ one client and, the mean and the worst, of four at once; seconds of an embedding
 import argparse
 import json
 import multiprocessing
-import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,12 +52,15 @@ TEXTS = (
     "List three things that a cat does before it sleeps.",
     "The council voted on Monday to close the old bridge for a year, since its piers are no longer safe. Summarise it.",
 )
+RANK = 8
 Variant = Callable[[], Any]
 
 
-def lora(backbone: Backbone, seed: int) -> Delta:
-    """Return a LoRA with random values of the size of trained ones."""
-    settings = method_settings(Method(name="lora", rank=8))
+def lora(backbone: Backbone, seed: int, sites: Sequence[str]) -> Delta:
+    """Return a LoRA with random values of the size of trained ones; on every projection without `sites`."""
+    settings = method_settings(
+        Method.model_validate({"name": "lora", "rank": RANK, **({"sites": sites} if sites else {})})
+    )
     draw = torch.Generator().manual_seed(seed)
     values = init_values(backbone, settings, seed=seed)
     values = {key: value + 0.01 * torch.randn(value.shape, generator=draw) for key, value in values.items()}
@@ -66,8 +70,8 @@ def lora(backbone: Backbone, seed: int) -> Delta:
 class WritingVariants:
     """Every way to write the same number of tokens behind the same prompts."""
 
-    def __init__(self, backbone: Backbone, *, rows: int, tokens: int) -> None:
-        self._backbone, self._tokens = replace(backbone, generates=True), tokens
+    def __init__(self, backbone: Backbone, *, rows: int, tokens: int, sites: Sequence[str] = ()) -> None:
+        self._backbone, self._tokens, self._sites = replace(backbone, generates=True), tokens, sites
         self._prompts: list[Ids] = [
             tuple(backbone.tokenizer(TEXTS[row % len(TEXTS)])["input_ids"]) for row in range(rows)
         ]
@@ -84,7 +88,7 @@ class WritingVariants:
 
         model: Any = None
         for number in range(len(self._prompts)):
-            adapter, name = to_peft(self._backbone, lora(self._backbone, number)), str(number)
+            adapter, name = to_peft(self._backbone, lora(self._backbone, number, self._sites)), str(number)
             keys = ("r", "lora_alpha", "target_modules")
             config = peft.LoraConfig(**{key: adapter.config[key] for key in keys})
             if model is None:
@@ -101,7 +105,7 @@ class WritingVariants:
 
     def one(self) -> Variant:
         """Return the engine with one delta for all rows."""
-        delta = lora(self._backbone, 0)
+        delta = lora(self._backbone, 0, self._sites)
         return lambda: self._write(lambda names: (range(len(names)), delta), [""] * len(self._prompts))
 
     def tasks(self) -> Variant:
@@ -109,7 +113,7 @@ class WritingVariants:
         bank = Bank(self._backbone, slots=len(self._prompts))
         names = [str(number) for number in range(len(self._prompts))]
         for number, name in enumerate(names):
-            bank.put(name, lora(self._backbone, number))
+            bank.put(name, lora(self._backbone, number, self._sites))
         return lambda: self._write(bank.mixed_batch, names)
 
     def _generate(self, model: Any, **options: Any) -> Any:
@@ -142,19 +146,27 @@ class WritingVariants:
 VARIANTS = ("plain", "none", "one", "tasks", "adapter_names")
 
 
-def peak_memory(name: str, variant: str, options: dict[str, int], results: Any) -> None:
-    """Put MiB of the peak over the loaded model into a queue; run in a process of its own."""
+def peak_memory(name: str, variant: str, options: dict[str, Any], results: Any) -> None:
+    """Put MiB of the peak over the loaded model into a queue; run in a process of its own, on Linux."""
     torch.set_num_threads(options["threads"])
-    variants = WritingVariants(load_backbone(name), rows=options["rows"], tokens=options["tokens"])
+    backbone = load_backbone(name, dtype=options["dtype"])
+    variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"], sites=options["sites"])
     run = getattr(variants, variant)()
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    loaded = memory("VmRSS")
     run()
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded) / 1024)
+    results.put((memory("VmHWM") - loaded) / 1024)
 
 
-def speeds(backbone: Backbone, options: dict[str, int]) -> dict[str, dict[str, float]]:
+def memory(field: str) -> int:
+    """Return KiB of this process by a field of its status."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+
+def speeds(backbone: Backbone, options: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Time all variants in turn."""
-    variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"])
+    variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"], sites=options["sites"])
     runs: dict[str, Variant] = {name: getattr(variants, name)() for name in VARIANTS}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     for turn in range(options["rounds"] + 1):  # the first round warms up
@@ -226,12 +238,13 @@ def main() -> None:
     for name, default in (("rows", 16), ("tokens", 48), ("rounds", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--sites", nargs="*", default=(), help="sites of LoRA; every projection without them")
     arguments = parser.parse_args()
     quieten()
-    options = {name: getattr(arguments, name) for name in ("rows", "tokens", "rounds", "threads")}
+    options = {name: getattr(arguments, name) for name in ("rows", "tokens", "rounds", "threads", "sites", "dtype")}
     torch.set_num_threads(options["threads"])
     backbone = load_backbone(arguments.backbone, dtype=arguments.dtype)
-    results: dict[str, Any] = {"backbone": backbone.name, "dtype": arguments.dtype, **options}
+    results: dict[str, Any] = {"backbone": backbone.name, **options}
     results["variants"] = speeds(backbone, options)
     results["waiting"] = waiting(backbone)
     processes = multiprocessing.get_context("spawn")

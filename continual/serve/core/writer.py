@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from continual.backbones.backbone import Backbone
-from continual.generation.engine import Engine, EngineLimits, FinishReason, Generated, Progress, Prompt
+from continual.generation.engine import MAX_READ_TOKENS, Engine, EngineLimits, FinishReason, Generated, Progress, Prompt
 from continual.generation.passes import end_tokens
 from continual.generation.sampling import SamplingSettings, TokenLogProbs
 from continual.inference.delta_cache import DeltaCache
 from continual.inference.predictor import Prediction
 from continual.serve.core.fair_queue import FairQueue
+
+CPU_READ_TOKENS = 256  # of prompts in one step, half a second of a small model: others wait for it
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,8 @@ class AnswerWriter:
 
     def __init__(self, backbone: Backbone, cache: DeltaCache, limits: EngineLimits | None = None) -> None:
         self._backbone, self._cache = backbone, cache
-        self._limits = limits or EngineLimits(deltas=cache.slots)
+        read_tokens = CPU_READ_TOKENS if backbone.device.type == "cpu" else MAX_READ_TOKENS
+        self._limits = limits or EngineLimits(read_tokens=read_tokens, deltas=cache.slots)
         self._engine = self._make_engine()
         self._waiting: FairQueue[_Delivery] = FairQueue()
         self._active: set[_Delivery] = set()
