@@ -19,6 +19,7 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, MixedBatch, attached
 from continual.errors import GenerationError
+from continual.generation.json_grammar import JsonGrammar
 from continual.generation.key_values import KeyValues, join
 from continual.generation.passes import end_tokens, read_prompts, write_tokens
 from continual.generation.sampling import (
@@ -244,10 +245,16 @@ class Engine:
         Args:
             key: Names the row in `Progress` and for `cancel`.
             prompt: The prompt.
+
+        Raises:
+            InputError: Its JSON schema cannot be followed.
         """
-        needs_text = prompt.text or prompt.sampling.stop
-        stream = TextStream(self._backbone.tokenizer, stop=prompt.sampling.stop, strip=prompt.strip)
-        sampler = TokenSampler(prompt.sampling, prompt.ids)
+        sampling = prompt.sampling
+        needs_text = prompt.text or sampling.stop
+        stream = TextStream(self._backbone.tokenizer, stop=sampling.stop, strip=prompt.strip)
+        schema = sampling.json_schema
+        allow = None if schema is None else JsonGrammar(self._backbone, schema).allow
+        sampler = TokenSampler(sampling, prompt.ids, allow)
         self._waiting.append(_Row(key, prompt, sampler, stream if needs_text else None))
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
@@ -394,10 +401,12 @@ class Engine:
 
     def _append(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Append the next token to the rows that are not finished."""
+        alive = [index for index, row in enumerate(rows) if not row.is_done]
+        logits, rows = (logits[alive], [rows[index] for index in alive]) if len(alive) < len(rows) else (logits, rows)
         tokens = choose_tokens(logits, [row.sampler for row in rows], [row.written for row in rows])
-        counts = [None if row.is_done else row.prompt.sampling.log_probs for row in rows]
-        for row, token, log_probs in zip(rows, tokens, token_log_probs(logits, tokens, counts), strict=True):
-            if not row.is_done and (progress := row.append(token, log_probs, ends=self._ends)):
+        log_probs = token_log_probs(logits, tokens, [row.prompt.sampling.log_probs for row in rows])
+        for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
+            if progress := row.append(token, log_prob, ends=self._ends):
                 self._progress.append(progress)
 
     def _leave_out(self, rows: Sequence[_Row], order: Sequence[int]) -> None:

@@ -42,7 +42,7 @@ class SamplingSettings:
         logit_bias: Tokens with what is added to their scores.
         log_probs: Return the log probabilities of the written tokens, and of so many most probable ones at each place;
             None for none at all.
-        constraint: Restricts the tokens that may follow, for answers of a given form; None for any answer.
+        json_schema: The schema of a JSON document that is the answer, as JSON; None for any text.
     """
 
     max_new_tokens: int
@@ -57,7 +57,7 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     log_probs: int | None = None
-    constraint: Constraint | None = None
+    json_schema: str | None = None
 
 
 class TokenSampler:
@@ -66,10 +66,11 @@ class TokenSampler:
     Args:
         settings: How the answer is written.
         prompt: Tokens of the prompt.
+        constraint: Restricts the tokens that may follow; None for any text.
     """
 
-    def __init__(self, settings: SamplingSettings, prompt: Ids) -> None:
-        self._settings, self._prompt = settings, prompt
+    def __init__(self, settings: SamplingSettings, prompt: Ids, constraint: Constraint | None = None) -> None:
+        self._settings, self._prompt, self._constraint = settings, prompt, constraint
         self._generator = torch.Generator()  # on the CPU, so that one seed draws the same numbers on every device
         if settings.seed is None:
             self._generator.seed()
@@ -82,7 +83,7 @@ class TokenSampler:
         """Whether the next token is simply the one of the largest logit."""
         settings = self._settings
         penalties = settings.presence_penalty or settings.frequency_penalty
-        return not (settings.temperature or penalties or self._processors or settings.constraint)
+        return not (settings.temperature or penalties or self._processors or self._constraint)
 
     def choose(self, logits: Tensor, written: Sequence[int]) -> int:
         """Return the next token.
@@ -94,8 +95,8 @@ class TokenSampler:
             written: Tokens of the answer so far.
         """
         scores = self._penalized(logits.float().unsqueeze(0), written)
-        if self._settings.constraint is not None:
-            scores = self._settings.constraint(written, scores)
+        if self._constraint is not None:
+            scores = self._constraint(written, scores)
         if not self._settings.temperature:
             return int(scores.argmax())
         uniform = float(torch.rand((), generator=self._generator, dtype=torch.float64))

@@ -2,7 +2,9 @@
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
+import json
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -242,6 +244,38 @@ def test_a_task_of_single_texts_refuses_a_conversation(client: OpenAI) -> None:
     messages: list[Any] = [{"role": "system", "content": "Be brief."}, *ask_user("red cat")]
     with pytest.raises(UnprocessableEntityError, match=r"system, user: task 'echo' was trained on single texts"):
         client.chat.completions.create(model="echo", messages=messages)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"is": {"enum": ["cat", "dog"]}, "n": {"type": "boolean"}},
+    "required": ["is", "n"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_has_the_form_that_is_asked_for(client: OpenAI, learner: Learner) -> None:
+    pytest.importorskip("llguidance", reason="llguidance (extra `json`) is not installed")
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA, "strict": True}}
+    for drawn in ({}, {"temperature": 1.0, "seed": 3}):
+        options: Any = {"max_tokens": 38, "extra_body": {"response_format": wanted}, **drawn}
+        answer = client.completions.create(model=learner.backbone.name, prompt="a", **options)
+        document = json.loads(answer.choices[0].text)
+        assert document["is"] in ("cat", "dog")
+        assert document["n"] in (True, False)
+        assert answer.choices[0].finish_reason == "stop"
+    wrong: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wrong"}}}
+    with pytest.raises(UnprocessableEntityError, match="response_format: the schema cannot be followed"):
+        client.chat.completions.create(model="echo", messages=ask_user("cat"), response_format=wrong)
+
+
+def test_the_missing_extra_is_named(client: OpenAI) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "llguidance.hf", None)
+        with pytest.raises(UnprocessableEntityError, match=r"continual-deltas\[json\]"):
+            client.chat.completions.create(
+                model="echo", messages=ask_user("red cat"), response_format={"type": "json_object"}
+            )
 
 
 def test_the_plain_backbone_is_a_model_of_its_own(client: OpenAI, learner: Learner) -> None:

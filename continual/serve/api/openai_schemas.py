@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from continual.generation.json_grammar import object_schema
 from continual.generation.sampling import SamplingSettings
 from continual.serve.api.predict import BoundedString
 
@@ -36,16 +37,41 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """The form of an answer.
+class JsonSchema(BaseModel):
+    """A JSON schema.
 
     Attributes:
-        type: `text`.
+        name: Ignored.
+        description: Ignored.
+        schema_: `schema`: the schema itself; without it any object.
+        strict: Ignored: a schema is always followed.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["text"]
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer.
+
+    Attributes:
+        type: `text`, `json_object`, or `json_schema`.
+        json_schema: The schema of `json_schema`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def schema_text(self) -> str | None:
+        """The schema as JSON; None for any text."""
+        return None if self.type == "text" else object_schema(self.json_schema.schema_ if self.json_schema else None)
 
 
 class GenerationBody(BaseModel):
@@ -69,7 +95,7 @@ class GenerationBody(BaseModel):
         logit_bias: What is added to the score of a token, by its number.
         stream: Send the answer as server-sent events while it is written.
         stream_options: Options of the stream.
-        response_format: `{"type": "text"}` or absent.
+        response_format: The form of the answer: any text, a JSON object, or JSON of a schema.
         tools: Absent or empty.
         tool_choice: Without an effect, since there are no tools; neither `required` nor a tool.
         parallel_tool_calls: Ignored: there are no tools.
@@ -144,6 +170,7 @@ class GenerationBody(BaseModel):
             repetition_penalty=self.repetition_penalty or 1.0,
             logit_bias=tuple((self.logit_bias or {}).items()),
             log_probs=self.log_prob_count,
+            json_schema=self.response_format.schema_text if self.response_format else None,
         )
 
 

@@ -14,6 +14,7 @@ from continual.generation.sampling import SamplingSettings, TokenLogProbs
 from continual.inference.delta_cache import DeltaCache
 from continual.inference.predictor import Prediction
 from continual.serve.core.fair_queue import FairQueue
+from tasks.errors import InputError
 
 CPU_READ_TOKENS = 256  # of prompts in one step, half a second of a small model: others wait for it
 
@@ -179,7 +180,7 @@ class AnswerWriter:
             while len(self._waiting) and self._engine.has_room:
                 delivery = self._waiting.take()
                 self._active.add(delivery)
-                self._engine.add(delivery, delivery.answer.prompt)
+                self._add(delivery)
             for progress in self._engine.step():
                 self._take(progress)
         except Exception as error:  # it cannot be put down to one answer; later ones have their own chance
@@ -188,6 +189,12 @@ class AnswerWriter:
             self.pause()
             self._engine = self._make_engine()
         return len(self) > 0
+
+    def _add(self, delivery: _Delivery) -> None:
+        try:
+            self._engine.add(delivery, delivery.answer.prompt)
+        except InputError as error:  # of this answer alone
+            self._fail([delivery], error)
 
     def _drop_cancelled(self) -> None:
         cancelled = [delivery for delivery in self._active if delivery.is_cancelled()]
