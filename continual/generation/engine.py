@@ -21,7 +21,8 @@ from continual.deltas import Delta, MixedBatch, attached
 from continual.errors import GenerationError
 from continual.generation.json_grammar import JsonGrammar
 from continual.generation.key_values import KeyValues, join
-from continual.generation.passes import end_tokens, read_prompts, write_tokens
+from continual.generation.passes import end_tokens, read_on, read_prompts, write_tokens
+from continual.generation.prefix_cache import PrefixCache
 from continual.generation.sampling import (
     Ids,
     SamplingSettings,
@@ -76,7 +77,8 @@ class Prompt:
         delta: Name of the delta, for the engine's `BatchBuilder`.
         soft_tokens: How many vectors the delta puts before the tokens that the model writes behind.
         alone: Whether rows of other deltas cannot share a batch with it.
-        text: Whether the answer's text is returned as it is written; white space at its ends is left out if `strip`.
+        ends: Tokens that end the answer, beside those of the backbone.
+        text: Whether the answer's text is returned as it is written.
         strip: Whether white space at the ends of the text is left out.
     """
 
@@ -85,6 +87,7 @@ class Prompt:
     delta: str = ""
     soft_tokens: int = 0
     alone: bool = False
+    ends: tuple[int, ...] = ()
     text: bool = False
     strip: bool = True
 
@@ -155,7 +158,7 @@ class _Row:
         if log_probs is not None:
             self.log_probs.append(log_probs)
         text = self.stream.add(token) if self.stream else ""
-        stops = token in ends or (self.stream is not None and self.stream.stopped)
+        stops = token in ends or token in self.prompt.ends or (self.stream is not None and self.stream.stopped)
         self.is_done = stops or len(self.written) >= self.prompt.sampling.max_new_tokens
         if not (self.is_done or text):
             return None
@@ -223,6 +226,7 @@ class Engine:
         self._waiting: deque[_Row] = deque()
         self._batches: dict[str, _Batch] = {}
         self._progress: list[Progress] = []
+        self._prefixes = PrefixCache()
         self._reads = 0  # steps that read, since the last one that wrote
 
     def __len__(self) -> int:
@@ -306,9 +310,10 @@ class Engine:
         if not self._waiting or self._max_rows - self.active < min(self._limits.min_joining, len(self._waiting)):
             return []
         group, rows, rest = self._waiting[0].group, list[_Row](), list[_Row]()
+        is_begun = self._shared_length(self._waiting[0]) > 0
         while self._waiting:
             row = self._waiting.popleft()
-            if row.group != group:
+            if row.group != group or (self._shared_length(row) > 0) != is_begun:
                 rest.append(row)
             elif self._fits([*rows, row]):
                 rows.append(row)
@@ -342,16 +347,36 @@ class Engine:
         rows = [rows[index] for index in order]
         if not rows:
             return
-        with attached(self._backbone, edits):
-            logits, key_values = read_prompts(
-                self._backbone,
-                [row.prompt.ids for row in rows],
-                [tuple(row.written) for row in rows],
-                [row.prompt.soft_tokens for row in rows],
-            )
+        shared = [self._shared_length(row) for row in rows]
+        with attached(self._backbone, edits, continued=any(shared)):
+            logits, key_values = self._read_on(rows, shared) if any(shared) else self._read_whole(rows)
         self._append(rows, logits)
         group, new = rows[0].group, _Batch(rows, key_values)
         self._arrange(group, [self._batches[group], new] if group in self._batches else [new])
+
+    def _shared_length(self, row: _Row) -> int:
+        """Return how many tokens of a prompt are in the cache of beginnings."""
+        causal = self._backbone.architecture == "causal"
+        return self._prefixes.shared_length(row.prompt.delta, row.prompt.ids) if causal else 0
+
+    def _read_whole(self, rows: Sequence[_Row]) -> tuple[Tensor, KeyValues]:
+        logits, key_values = read_prompts(
+            self._backbone,
+            [row.prompt.ids for row in rows],
+            [tuple(row.written) for row in rows],
+            [row.prompt.soft_tokens for row in rows],
+        )
+        if self._backbone.architecture == "causal":
+            for index, row in enumerate(rows):
+                prompt = row.prompt
+                self._prefixes.update(prompt.delta, prompt.ids, key_values, index, soft_tokens=prompt.soft_tokens)
+        return logits, key_values
+
+    def _read_on(self, rows: Sequence[_Row], shared: Sequence[int]) -> tuple[Tensor, KeyValues]:
+        """Read prompts whose beginnings are in the cache."""
+        begun = [self._prefixes.take(row.prompt.delta, length) for row, length in zip(rows, shared, strict=True)]
+        texts = [(*row.prompt.ids[length:], *row.written) for row, length in zip(rows, shared, strict=True)]
+        return read_on(self._backbone, texts, join([(each, [0]) for each in begun], range(len(rows))))
 
     def _arrange(self, group: str, parts: Sequence[_Batch]) -> None:
         """Make the unfinished rows of some batches the one batch of their group, with their deltas attached."""

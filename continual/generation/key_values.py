@@ -94,6 +94,16 @@ class KeyValues:
         columns = torch.arange(self.encoded_width, device=self.encoded.device)
         return (columns < self.encoded.unsqueeze(1)).long()
 
+    def first_columns(self, row: int, columns: int) -> "KeyValues":
+        """Return a copy of the first columns of a row of a model without an encoder."""
+        begin, layers = int(self.starts[row]), []
+        for layer in self.cache.layers:
+            states = (layer.keys, layer.values)
+            keys, values = (each[row : row + 1, :, begin : begin + columns].clone() for each in states)
+            layers.append(GrowingLayer())
+            layers[-1].hold(keys, values, columns)
+        return KeyValues(Cache(layers=layers), torch.zeros_like(self.starts[:1]))
+
     def forget(self, rows: Iterable[int]) -> None:
         """Let finished rows begin anew at the next token, so that their positions do not grow past the model's."""
         if indices := [*rows]:

@@ -73,6 +73,29 @@ def read_prompts(
     return logits, KeyValues(cache, starts, encoded)
 
 
+def read_on(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> tuple[Tensor, KeyValues]:
+    """Read what follows in B rows of a causal model whose beginnings are in the cache.
+
+    Args:
+        backbone: The backbone, with the rows' deltas attached as `continued`.
+        texts: Tokens of each row behind those in the cache, at least one.
+        key_values: The cache, which is used up.
+
+    Returns:
+        The logits [B, V] of each row's next token, and the cache.
+    """
+    arguments, width = _padded(backbone, texts), key_values.width
+    read = (key_values.width - key_values.starts).unsqueeze(1)
+    arguments["position_ids"] = read + torch.arange(arguments["input_ids"].shape[1], device=backbone.device)
+    arguments["attention_mask"] = torch.cat((key_values.mask(added=0), arguments["attention_mask"]), dim=1)
+    last = torch.tensor([len(text) - 1 for text in texts], device=backbone.device)
+    with _only_states(backbone, last):
+        logits = _forward(backbone, key_values.cache, arguments)
+    begins: list[int] = key_values.starts.tolist()
+    starts = align_right(key_values.cache, begins, [width + len(text) for text in texts])
+    return logits, KeyValues(key_values.cache, torch.tensor(starts, device=backbone.device))
+
+
 def write_tokens(backbone: Backbone, tokens: Sequence[int], key_values: KeyValues) -> Tensor:
     """Append one token to each of B rows, whose vectors before the text are in the cache.
 

@@ -23,7 +23,12 @@ def soft_token_count(backbone: Backbone, delta: Delta | None) -> int:
 
 
 def make_prompts(
-    backbone: Backbone, delta: Delta | None, prompts: Sequence[Ids], sampling: SamplingSettings
+    backbone: Backbone,
+    delta: Delta | None,
+    prompts: Sequence[Ids],
+    sampling: SamplingSettings,
+    *,
+    ends: tuple[int, ...] = (),
 ) -> list[Prompt]:
     """Return prompts that are answered through one delta.
 
@@ -32,10 +37,11 @@ def make_prompts(
         delta: The delta; None for the plain backbone.
         prompts: Tokens of each prompt.
         sampling: How the answers are written.
+        ends: Tokens that end an answer, beside those of the backbone.
     """
     soft_tokens = soft_token_count(backbone, delta)
     alone = delta is not None and not Bank.can_batch(backbone, delta)
-    return [Prompt(ids, sampling, soft_tokens=soft_tokens, alone=alone) for ids in prompts]
+    return [Prompt(ids, sampling, soft_tokens=soft_tokens, alone=alone, ends=ends) for ids in prompts]
 
 
 def _write_rows(

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS
 from continual.errors import GenerationError
 from continual.generation.engine import Engine, EngineLimits, Progress
-from continual.generation.passes import end_tokens, read_prompts, write_tokens
-from continual.generation.sampling import SamplingSettings
+from continual.generation.key_values import KeyValues
+from continual.generation.passes import end_tokens, read_on, read_prompts, write_tokens
+from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.language_model import token_nll
 from continual.kinds.writing import make_prompts
 from tests.conftest import backbone_of
@@ -75,6 +77,38 @@ def test_a_finished_row_does_not_outgrow_the_positions(writer: Backbone) -> None
         engine.add(number, prompt if number else replace(prompt, sampling=few))
     answers = finish(engine)
     assert [len(answers[number].ids) for number in range(5)] == [8, 36, 36, 36, 36]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "opt"])
+@pytest.mark.parametrize("method", [None, "lora", "prompt", "prefix", "full"])
+def test_the_common_beginning_of_prompts_is_read_once(
+    family: str, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = replace(backbone_of(family), generates=True)
+    delta, read = None if method is None else perturbed_delta(writer, method), list[int]()
+
+    def recorded(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> tuple[Tensor, KeyValues]:
+        read.extend(map(len, texts))
+        return read_on(backbone, texts, key_values)
+
+    monkeypatch.setattr("continual.generation.engine.read_on", recorded)
+    begin = "the awful dull tower of sugar"
+    prompts = prompt_ids(writer, [f"{begin} {end}" for end in ("and honey", "wave", "lemon one", "beak")] + ["wave"])
+    answers = write(writer, delta, prompts, max_new_tokens=6, limits=EngineLimits(rows=2))
+    assert answers == [reference(writer, delta, ids, max_new_tokens=6) for ids in prompts]
+    assert read
+    assert max(read) < len(prompts[0])
+
+
+def test_a_prompt_may_have_an_end_token_of_its_own(gpt2: Backbone) -> None:
+    (ids,) = prompt_ids(gpt2, TEXTS[:1])
+    whole = reference(gpt2, None, ids, max_new_tokens=9)
+    (prompt,) = make_prompts(gpt2, None, [ids], SamplingSettings(9), ends=(whole[3],))
+    engine = engine_of(gpt2, None)
+    engine.add(0, prompt)
+    answer = finish(engine)[0]
+    assert answer.ids == whole[: whole.index(whole[3]) + 1]
+    assert answer.finish_reason == "stop"
 
 
 def test_rows_are_read_again_where_the_cache_is_too_small(writer: Backbone) -> None:
