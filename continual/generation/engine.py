@@ -43,7 +43,7 @@ Rows that the order leaves out are not written.
 MAX_ROWS = 32
 MAX_TOKENS = 1 << 15  # of all rows, prompts and answers, padding included
 MAX_READ_TOKENS = 1 << 11  # of the prompts that are read in one step
-MAX_READS = 2
+MAX_READS = 2  # steps in a row that read prompts while answers wait
 DEAD_SHARE = 4  # a batch is rid of finished rows when they are more than one in so many
 
 
@@ -293,6 +293,8 @@ class Engine:
             if not batch.alive:
                 batch.detach()
                 del self._batches[group]
+        if not len(self):
+            self._max_rows = self._limits.rows
         return self._progress
 
     def _read_waiting(self) -> bool:
@@ -311,7 +313,7 @@ class Engine:
             return []
         group, rows, rest = self._waiting[0].group, list[_Row](), list[_Row]()
         is_begun = self._shared_length(self._waiting[0]) > 0
-        while self._waiting:
+        while self._waiting and len(rest) < self._limits.rows:
             row = self._waiting.popleft()
             if row.group != group or (self._shared_length(row) > 0) != is_begun:
                 rest.append(row)
@@ -442,9 +444,10 @@ class Engine:
 
     def _retreat(self, rows: Sequence[_Row], error: Exception) -> None:
         """Let unfinished rows wait again after memory ended, and write fewer at once; a row alone fails."""
+        self._prefixes = PrefixCache()
         rows = [row for row in rows if not row.is_done]
         active = self.active + len(rows)
-        if active == 1:
+        if active == len(rows) == 1:
             reason = f"memory ends with one row of {rows[0].tokens} tokens ({str(error).splitlines()[0]})"
             failure = GenerationError(f"{reason}; send a shorter one, or allow fewer tokens")
             self._progress.append(Progress(rows[0].key, error=failure))

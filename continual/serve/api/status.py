@@ -22,7 +22,7 @@ class LoadStatus(BaseModel):
     Attributes:
         backbone: The backbone's name.
         tasks: Number of tasks that are served.
-        waiting: Inputs of all requests that wait.
+        waiting: Inputs of all requests that wait, or whose answers are being written.
         wait_seconds: Seconds that one more input would wait.
         inputs_per_second: Mean of `inputs_by_second`, or since the start if that is later.
         inputs_by_second: Inputs answered in each of the last 60 seconds, oldest first.

@@ -102,7 +102,9 @@ class _StateCollector(Collector):
         self._server, self._batcher = server, batcher
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("continual_waiting_rows", "Inputs that wait", value=len(self._batcher))
+        yield GaugeMetricFamily(
+            "continual_waiting_rows", "Inputs that wait or whose answers are being written", value=len(self._batcher)
+        )
         yield GaugeMetricFamily(
             "continual_wait_seconds", "How long one more would wait", value=self._batcher.estimated_wait
         )
