@@ -196,7 +196,8 @@ class Generation(Kind[GenerationRows]):
     ) -> ForwardRequest[list[Generated]]:
         """Request the most probable answers, which rows of other tasks may share batches with."""
         prompts, sampling = context.rows.prompts, SamplingSettings(self.longest, log_probs=0)
-        items = make_prompts(context.backbone, context.delta, prompts, sampling)
+        ends = (self.end_token(context.backbone),)
+        items = make_prompts(context.backbone, context.delta, prompts, sampling, ends=ends)
         return ForwardRequest(items, [len(prompt) for prompt in prompts], WRITE, list, BATCH)
 
     def outputs_from(self, rows: GenerationRows, head: Head | None, result: Sequence[Generated]) -> Outputs:

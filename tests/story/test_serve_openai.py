@@ -9,20 +9,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from openai import APIStatusError, NotFoundError, OpenAI, UnprocessableEntityError
 from openai.types.chat import ChatCompletionChunk
 from transformers import PreTrainedTokenizerBase
 
-from continual import Learner
+from continual import Learner, read_stream
+from continual.deltas import load_delta
 from continual.features.pooling import encode
 from continual.features.tokens import tokenize
 from tests.helpers.live_server import (  # noqa: F401
+    BUDGET,
     Server,
     ask,
+    echo_task,
     error_body,
     folder,
     learner,
@@ -242,7 +247,7 @@ def test_other_options_are_refused_by_name(client: OpenAI, name: str) -> None:
 
 def test_a_task_of_single_texts_refuses_a_conversation(client: OpenAI) -> None:
     messages: list[Any] = [{"role": "system", "content": "Be brief."}, *ask_user("red cat")]
-    with pytest.raises(UnprocessableEntityError, match=r"system, user: task 'echo' was trained on single texts"):
+    with pytest.raises(UnprocessableEntityError, match=r"system, user: task 'echo' was learned without a chat"):
         client.chat.completions.create(model="echo", messages=messages)
 
 
@@ -307,6 +312,30 @@ def test_a_chat_with_the_plain_backbone_uses_its_template(client: OpenAI, learne
     text = "".join(f"{message['role'][0]} {message['content']}\n" for message in messages)
     expected = reference(backbone, None, prompt_ids(backbone, [text])[0], max_new_tokens=6)
     assert answer.choices[0].message.content == backbone.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_a_task_with_a_chat_template_takes_conversations(
+    client: OpenAI, learner: Learner, folder: Path, served: Server
+) -> None:
+    tokenizer = learner.backbone.tokenizer
+    template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}\n{% endfor %}"
+    entry = echo_task(folder) | {"name": "talk", "chat_template": True}
+    stream = {"name": "talks", "budget": BUDGET, "method": "bitfit", "tasks": [entry]}
+    (folder / "talks.yaml").write_text(yaml.safe_dump(stream))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", template)
+        assert learner.run(read_stream(folder / "talks.yaml")) == {}
+    wait_until(lambda: "talk" in served.serving.champions)
+    messages: list[Any] = [{"role": "system", "content": "one"}, *ask_user("red cat")]
+    answer = client.chat.completions.create(model="talk", messages=messages)
+    (ids,) = prompt_ids(learner.backbone, ["s one\nu red cat\n"])
+    (champion,) = (c for c in learner.registry.champions(learner.backbone.fingerprint) if c.task == "talk")
+    delta = load_delta(learner.registry.blobs.get(champion.digest))
+    assert answer.usage
+    assert answer.usage.prompt_tokens == len(ids)
+    writer = replace(learner.backbone, generates=True)
+    written = reference(writer, delta, ids, max_new_tokens=delta.kind["longest"])
+    assert answer.choices[0].message.content == tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
 def test_a_stream_that_cannot_start_has_an_error_status(learner: Learner) -> None:

@@ -18,8 +18,6 @@ from continual.serve.api.streaming import DONE, server_sent_event, sse_response,
 from continual.serve.core.admission import RequestAdmission
 from continual.serve.core.champions import InferenceRequest
 from continual.serve.core.writer import Completion, CompletionOptions
-from registry import quote
-from tasks.errors import InputError
 
 GENERATION = "generation"
 
@@ -69,8 +67,6 @@ class GenerationEndpoint:
                 body = body.model_copy(update={"max_tokens": LEGACY_MAX_TOKENS})
         else:
             await self._admission.check_task(request, task, kind=GENERATION)
-            for prompt in prompts:
-                _require_one_user_message(prompt, task)
         options = [CompletionOptions(body.sampling(choice)) for choice in range(body.n or 1)]
         named = None if is_plain else task
         return [replace(prompt, task=named, completion=each) for prompt in prompts for each in options]
@@ -108,20 +104,6 @@ class GenerationEndpoint:
             ordered = [completions[index] for index in sorted(completions)]
             yield server_sent_event(head | {"choices": [], "usage": usage(ordered, choices=body.n or 1)})
         yield server_sent_event(DONE)
-
-
-def _require_one_user_message(prompt: InferenceRequest, task: str) -> None:
-    """Refuse a conversation for a delta that was trained on single texts.
-
-    Raises:
-        InputError: There are several messages, or one that is not the user's.
-    """
-    roles = [role for role, _ in prompt.messages]
-    if roles not in ([], ["user"]):
-        raise InputError(
-            f"body.messages: {', '.join(roles):.200}: task {quote(task)} was trained on single texts; send one message "
-            "of role user"
-        )
 
 
 def require_completions(answers: Sequence[Any]) -> list[Completion]:

@@ -46,9 +46,7 @@ def _add_generation(router: APIRouter, admission: RequestAdmission) -> None:
     @router.post("/chat/completions", responses=_FAILURES)
     async def chat(body: ChatCompletionRequest, request: Request) -> Any:
         """Write the next message by the delta of a generation task, or by the plain backbone."""
-        messages = tuple((message.role, message.text) for message in body.messages)
-        prompt = InferenceRequest(messages[-1][1], messages=messages)
-        return await endpoint.answer(request, body, [prompt], CHAT)
+        return await endpoint.answer(request, body, [InferenceRequest(body.conversation, is_chat=True)], CHAT)
 
 
 def _add_embeddings(router: APIRouter, admission: RequestAdmission) -> None:

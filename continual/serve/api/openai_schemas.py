@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from continual.generation.json_grammar import object_schema
 from continual.generation.sampling import SamplingSettings
 from continual.serve.api.predict import BoundedString
+from tasks import Text, parse_messages, text_of
 
 MAX_CHOICES = 16  # of one prompt
 MAX_STOPS = 4
@@ -242,6 +243,12 @@ class ChatCompletionRequest(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
+
+    @property
+    def conversation(self) -> Text:
+        """The messages; a user's only message is an ordinary text."""
+        messages = [{"role": message.role, "content": message.text} for message in self.messages]
+        return text_of(parse_messages(messages) or ())
 
     @property
     def log_prob_count(self) -> int | None:

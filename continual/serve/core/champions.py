@@ -1,6 +1,7 @@
 """Answers by a registry's champions on one backbone, which can be refreshed while it answers."""
 
 import logging
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from continual.generation.engine import Prompt
 from continual.generation.sampling import SamplingSettings
 from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, registry_loader
 from continual.inference.predictor import PendingPrediction, Prediction, Predictor
+from continual.kinds.chat import PromptFormat, backbone_template, encode_prompts
 from continual.kinds.language_model import language_model_obstacle
 from continual.serve.core.batcher import Deferred
 from continual.serve.core.writer import (
@@ -25,7 +27,7 @@ from continual.serve.core.writer import (
 )
 from continual.settings import FALSE_ABSTENTION_RATE
 from registry import Champion, Registry, quote
-from tasks import Text, text_parts
+from tasks import Conversation, Text, text_parts
 from tasks.errors import InputError
 
 BYTES_PER_TOKEN = 4  # about, for texts in words
@@ -43,7 +45,7 @@ class InferenceRequest:
         task: The task whose delta answers; None lets the router choose.
         at_least: As for `Predictor.predict`.
         embed: Return the text's features in the frozen backbone instead of an answer.
-        messages: The conversation whose last message the text is, as (role, text); empty where it is none.
+        is_chat: Whether the plain backbone reads the text in its chat template.
         completion: Return the answer of a generation task, or of the plain backbone where no task is named, as a
             `Completion`.
     """
@@ -52,7 +54,7 @@ class InferenceRequest:
     task: str | None = None
     at_least: float | None = None
     embed: bool = False
-    messages: tuple[tuple[str, str], ...] = ()
+    is_chat: bool = False
     completion: CompletionOptions | None = None
 
     @property
@@ -245,6 +247,8 @@ class ChampionServer:
                 return [self._plain(request) for request in requests]
             if predictor is None:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
+            for request in requests:
+                _require_template(predictor, request)
             tasks, at_least = [request.task for request in requests], requests[0].at_least
             if at_least is not None:
                 return predictor.predict(texts, task=tasks, at_least=at_least)
@@ -283,17 +287,34 @@ class ChampionServer:
 
     def _plain_ids(self, request: InferenceRequest) -> tuple[int, ...]:
         """Return the tokens of a text, or of a conversation in the tokenizer's own chat template."""
-        tokenizer = self.backbone.tokenizer
-        if not request.messages:
+        if not request.is_chat:
+            tokenizer = self.backbone.tokenizer
             return tuple(tokenizer(request.text, verbose=False)["input_ids"]) or (tokenizer.eos_token_id,)
-        if not tokenizer.chat_template:
+        template = backbone_template(self.backbone)
+        if template is None:
             raise InputError(
                 f"backbone {self.backbone.name!r} has no chat template; send its prompt to /v1/completions"
             )
-        messages = [{"role": role, "content": text} for role, text in request.messages]
-        return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+        return encode_prompts(self.backbone, PromptFormat(template), [request.text], limit=sys.maxsize).ids[0]
 
     def _embed(self, texts: Sequence[Text]) -> list[Embedding]:
         tokens = tokenize(self.backbone, texts, max_length=self.backbone.longest_input)
         vectors = encode(self.backbone, tokens).tolist()
         return [Embedding(tuple(vector), len(ids)) for vector, ids in zip(vectors, tokens.ids, strict=True)]
+
+
+def _require_template(predictor: Predictor, request: InferenceRequest) -> None:
+    """Refuse a conversation for a delta that was learned without a chat template.
+
+    Raises:
+        InputError: The text is a conversation, and the task's delta has no chat template.
+    """
+    if not isinstance(request.text, Conversation) or request.task is None:
+        return
+    chosen = predictor.load_delta(request.task).kind.get("prompt") or {}
+    if chosen.get("template") is None:
+        roles = ", ".join(message.role for message in request.text.messages)
+        raise InputError(
+            f"messages of the roles {roles:.200}: task {quote(request.task)} was learned without a chat template, on "
+            "single texts; send one message of role user"
+        )
