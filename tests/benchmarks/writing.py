@@ -22,7 +22,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -146,8 +146,8 @@ class WritingVariants:
 VARIANTS = ("plain", "none", "one", "tasks", "adapter_names")
 
 
-def peak_memory(name: str, variant: str, options: dict[str, Any], results: Any) -> None:
-    """Put MiB of the peak over the loaded model into a queue; run in a process of its own, on Linux."""
+def peak_memory(name: str, variant: str, options: dict[str, Any]) -> float:
+    """Return MiB of the peak over the loaded model; run in a process of its own, on Linux."""
     torch.set_num_threads(options["threads"])
     backbone = load_backbone(name, dtype=options["dtype"])
     variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"], sites=options["sites"])
@@ -155,7 +155,7 @@ def peak_memory(name: str, variant: str, options: dict[str, Any], results: Any) 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     loaded = memory("VmRSS")
     run()
-    results.put((memory("VmHWM") - loaded) / 1024)
+    return (memory("VmHWM") - loaded) / 1024
 
 
 def memory(field: str) -> int:
@@ -247,13 +247,10 @@ def main() -> None:
     results: dict[str, Any] = {"backbone": backbone.name, **options}
     results["variants"] = speeds(backbone, options)
     results["waiting"] = waiting(backbone)
-    processes = multiprocessing.get_context("spawn")
     for variant in VARIANTS:
-        queue: Any = processes.Queue()
-        process = processes.Process(target=peak_memory, args=(arguments.backbone, variant, options, queue))
-        process.start()
-        results["variants"][variant]["peak_mib"] = queue.get()
-        process.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            peak = process.submit(peak_memory, arguments.backbone, variant, options).result()
+        results["variants"][variant]["peak_mib"] = peak
     print(json.dumps(results, indent=2))
 
 
