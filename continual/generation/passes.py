@@ -15,6 +15,7 @@ from continual.backbones.arguments import require_cache_argument
 from continual.backbones.backbone import Backbone
 from continual.backbones.sites import replace_argument
 from continual.generation.key_values import KeyValues, align_right, empty_cache
+from continual.generation.padding import pad_batch
 from continual.generation.sampling import Ids
 
 
@@ -39,7 +40,7 @@ def read_prompts(
 ) -> tuple[Tensor, KeyValues]:
     """Read the prompts of B rows, and what was written behind each already.
 
-    Texts are padded on the right, where no token of a text attends to.
+    Texts are padded on the right, so that none of their tokens attends to padding.
 
     Args:
         backbone: The backbone, with the rows' deltas attached.
@@ -55,13 +56,13 @@ def read_prompts(
     texts = [
         (*prompt, *answer) if causal else (*begin, *answer) for prompt, answer in zip(prompts, written, strict=True)
     ]
-    arguments: dict[str, Tensor] = _padded(backbone, texts)
+    arguments: dict[str, Tensor] = pad_batch(backbone, texts)
     if causal:
         positions = torch.arange(arguments["input_ids"].shape[1], device=backbone.device)
         arguments["position_ids"] = positions.expand(len(texts), -1)
     else:
         decoder = {f"decoder_{name}": tensor for name, tensor in arguments.items()}
-        arguments = _padded(backbone, prompts) | decoder
+        arguments = pad_batch(backbone, prompts) | decoder
     last = torch.tensor([len(text) - 1 for text in texts], device=backbone.device)
     with _only_states(backbone, last):
         logits = _forward(backbone, cache, arguments)
@@ -84,7 +85,7 @@ def read_on(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> 
     Returns:
         The logits [B, V] of each row's next token, and the cache.
     """
-    arguments, width = _padded(backbone, texts), key_values.width
+    arguments, width = pad_batch(backbone, texts), key_values.width
     read = (key_values.width - key_values.starts).unsqueeze(1)
     arguments["position_ids"] = read + torch.arange(arguments["input_ids"].shape[1], device=backbone.device)
     arguments["attention_mask"] = torch.cat((key_values.mask(added=0), arguments["attention_mask"]), dim=1)
@@ -127,17 +128,6 @@ def _forward(backbone: Backbone, cache: Any, arguments: dict[str, Any]) -> Tenso
         output = model(**arguments, **{require_cache_argument(model): cache}, use_cache=True)
     logits: Tensor = output.logits[:, -1].to(backbone.device)
     return logits
-
-
-def _padded(backbone: Backbone, rows: Sequence[Ids]) -> dict[str, Tensor]:
-    """Pad rows on the right to `input_ids` and `attention_mask`, each [B, T]."""
-    width, fill = max(map(len, rows)), backbone.tokenizer.pad_token_id
-    ids = [[*row, *[fill] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    return {
-        "input_ids": torch.tensor(ids, device=backbone.device),
-        "attention_mask": torch.tensor(mask, device=backbone.device),
-    }
 
 
 @contextmanager

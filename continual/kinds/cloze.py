@@ -16,13 +16,12 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, replace_surrogates
+from continual.generation.padding import pad_batch, pad_ids
 from continual.generation.sampling import Ids
 from continual.kinds.language_model import (
     forward_continuation_log_prob,
     language_model_obstacle,
     model_inputs,
-    pad_batch,
-    pad_ids,
     token_nll,
 )
 from continual.kinds.windows import truncate_text

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from continual.backbones.backbone import Backbone
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens
+from continual.generation.padding import pad_batch, pad_ids
 from continual.generation.sampling import Ids
 
 BATCH = 32
@@ -102,19 +103,3 @@ def _seq2seq_logits(backbone: Backbone, prompts: Sequence[Ids], continuations: S
         **pad_batch(backbone, prompts), decoder_input_ids=decoder_input_ids, use_cache=False
     ).logits
     return logits, labels
-
-
-def pad_batch(backbone: Backbone, ids: Sequence[Ids], *, left: bool = False) -> dict[str, Tensor]:
-    """Pad texts to `input_ids` and `attention_mask`, each [B, T]; `left` pads on the left."""
-    mask = [(1,) * len(row) for row in ids]
-    return {
-        "input_ids": pad_ids(backbone, ids, backbone.tokenizer.pad_token_id, left=left),
-        "attention_mask": pad_ids(backbone, mask, 0, left=left),
-    }
-
-
-def pad_ids(backbone: Backbone, ids: Sequence[Ids], fill: int, *, left: bool = False) -> Tensor:
-    """Pad rows of ids with `fill` to one tensor [B, T] on the backbone's device; `left` pads on the left."""
-    width = max(map(len, ids))
-    rows = [([fill] * (width - len(row)), list(row)) for row in ids]
-    return torch.tensor([padding + row if left else row + padding for padding, row in rows], device=backbone.device)

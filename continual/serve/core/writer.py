@@ -223,7 +223,8 @@ class AnswerWriter:
 
     def _report(self, delivery: _Delivery, options: CompletionOptions, progress: Progress) -> None:
         """Hand on new text, and at last the whole completion."""
-        part = TextPart(progress.text, self._choices(progress.log_probs))
+        ends = end_tokens(self._backbone).union(delivery.answer.prompt.ends)
+        part = TextPart(progress.text, self._choices([each for each in progress.log_probs if each.token not in ends]))
         delivery.parts.append(part)
         if options.on_part is not None:
             if part.text or part.tokens:
@@ -232,12 +233,10 @@ class AnswerWriter:
                 options.on_part(_completion(delivery, progress.generated))
 
     def _choices(self, log_probs: Sequence[TokenLogProbs]) -> tuple[TokenChoice, ...]:
-        """Return the tokens without the one that ends the answer."""
-        decode, ends = self._backbone.tokenizer.decode, end_tokens(self._backbone)
+        decode = self._backbone.tokenizer.decode
         return tuple(
             TokenChoice(decode([place.token]), place.log_prob, tuple((decode([i]), value) for i, value in place.top))
             for place in log_probs
-            if place.token not in ends
         )
 
 
