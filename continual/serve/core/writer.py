@@ -16,7 +16,7 @@ from continual.inference.predictor import Prediction
 from continual.serve.core.fair_queue import FairQueue
 from tasks.errors import InputError
 
-CPU_READ_TOKENS = 256  # of prompts in one step, half a second of a small model: others wait for it
+CPU_READ_TOKENS = 128  # of prompts in one step, a quarter of a second of a small model: others wait for it
 
 log = logging.getLogger(__name__)
 
