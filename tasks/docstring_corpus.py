@@ -208,8 +208,8 @@ def write_writing_stream(folder: Path) -> Path:
         for name in WRITING_PACKAGES
     ]
     budget = {"epochs": 2, "batch_size": 8, "learning_rate": 1.0e-3, "max_length": 128, "max_new_tokens": 32}
-    stream = _COMMON | {"backbone": "smollm2", "budget": budget, "tasks": [*tasks, _labelling(READING_PACKAGE)]}
-    return _write_stream(folder, stream)
+    tasks.append(_labelling(READING_PACKAGE))
+    return _write_stream(folder, {**_COMMON, "backbone": "smollm2", "budget": budget, "tasks": tasks})
 
 
 _COMMON: Mapping[str, object] = {
