@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from continual.backbones.arguments import cache_of, require_cache_argument
 from continual.backbones.backbone import Backbone
-from continual.backbones.sites import Place, bind_arguments, replace_argument
+from continual.backbones.sites import Call, Place, bind_arguments, replace_argument
 from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 
 
@@ -23,7 +23,9 @@ def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> It
     The stack still returns the states of the text alone.
 
     A row with fewer than P vectors does not attend to the padding before its own, and its positions begin behind it.
-    With a key-value cache the vectors are prepended once, to the first tokens of the text.
+    Where texts are padded on the left, as in generation, the vectors stand behind that padding, next to the text, so
+    that layers with a window, chunks or a state see them as in a row alone. With a key-value cache the vectors are
+    prepended once, to the first tokens of the text.
 
     Raises:
         BackboneError: The stack of a model that generates takes no cache under a known name, so that vectors would be
@@ -32,10 +34,12 @@ def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> It
     place, prefix = changes[0].place, _SoftTokens(changes, backbone.device)
     if backbone.architecture == "causal":
         require_cache_argument(place.output_module)
+    pads_on_the_left = backbone.generates and backbone.architecture == "causal"
     starts_text = False  # whether the pass under way reads the first tokens; later ones find the others in the cache
+    order: Tensor | None = None  # of vectors and text in that pass; None for vectors first
 
     def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        nonlocal starts_text
+        nonlocal starts_text, order
         call = bind_arguments(module, args, kwargs)
         cache = cache_of(call)
         cached = 0 if cache is None else cache.get_seq_length()
@@ -44,10 +48,14 @@ def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> It
             ids = call["input_ids"]
             length = ids.shape[1] + max(cached - prefix.length, 0)
             call["attention_mask"] = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
-        return (), {**call, **_extended_arguments(call, prefix, starts_text=starts_text)}
+        order = _behind_left_padding(call, prefix) if pads_on_the_left else None
+        return (), {**call, **_extended_arguments(call, prefix, order, starts_text=starts_text)}
 
     def replace_embeddings(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return prefix.prepend(output[:, prefix.length :]) if starts_text else output
+        if not starts_text:
+            return output
+        extended = prefix.prepend(output[:, prefix.length :])
+        return extended if order is None else _rearrange(extended, order)
 
     def drop_prefix(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if starts_text:
@@ -116,7 +124,25 @@ class _SoftTokens:
         return padding if bool(padding.any()) else None
 
 
-def _extended_arguments(call: Mapping[str, Any], prefix: _SoftTokens, *, starts_text: bool) -> dict[str, Tensor]:
+def _behind_left_padding(call: Call, prefix: _SoftTokens) -> Tensor | None:
+    """The order [B, P + T] that puts the vectors of each row behind the padding on its left; None without a mask."""
+    mask = call.get("attention_mask")
+    if mask is None:
+        return None
+    padding = (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+    place = torch.arange(prefix.length + mask.shape[1], device=mask.device).expand(len(mask), -1)
+    moved = torch.where(place < padding, place + prefix.length, place - padding)
+    return torch.where(place < padding + prefix.length, moved, place)
+
+
+def _rearrange(tensor: Tensor, order: Tensor) -> Tensor:
+    """Return a tensor [B, N, …] with the tokens of each row in the order [B, N]."""
+    return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], order]
+
+
+def _extended_arguments(
+    call: Call, prefix: _SoftTokens, order: Tensor | None, *, starts_text: bool
+) -> dict[str, Tensor]:
     """The arguments of a stack with P more tokens in front, each a placeholder for a vector."""
     placeholders = {
         "input_ids": lambda column: column.expand(-1, prefix.length),
@@ -132,6 +158,9 @@ def _extended_arguments(call: Mapping[str, Any], prefix: _SoftTokens, *, starts_
         extended["position_ids"] = (
             torch.cat((prefix_positions, text_positions), dim=1) if starts_text else text_positions
         )
+    if order is not None:
+        arranged = ("attention_mask", "position_ids") if starts_text else ("attention_mask",)
+        extended |= {name: _rearrange(extended[name], order) for name in arranged if name in extended}
     return extended
 
 
