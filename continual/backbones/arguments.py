@@ -8,7 +8,8 @@ from torch import nn
 from continual.backbones.sites import Call
 from continual.errors import BackboneError
 
-CACHE_ARGUMENTS = ("cache", "past_key_values")  # of a key-value cache: since transformers 5.24, and before
+# Of a key-value cache: since transformers 5.24, before, and of GPT-NeoX's layers.
+CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")
 
 
 def cache_argument(module: nn.Module) -> str | None:

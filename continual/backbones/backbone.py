@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from continual.backbones.base_model import base_model
 from continual.backbones.devices import DeviceSpec, device_map, device_of, is_split, resolve_device, resolve_dtype
 from continual.backbones.families import Architecture, Family, family_of, resolve_places
 from continual.backbones.fingerprint import fingerprint
@@ -308,7 +309,7 @@ def freeze(
     _ensure_pad_token(tokenizer, name)
     model.requires_grad_(False).eval()
     fix_compute_dtype(model, compute_dtype)
-    digest = fingerprint(model if is_generator else model.base_model)
+    digest = fingerprint(model if is_generator else base_model(model))
     if not split:
         if not quantization_digest(model):
             cast_matrices(model, compute_dtype)
@@ -316,7 +317,7 @@ def freeze(
     return Backbone(
         name=name,
         fingerprint=digest,
-        model=model.base_model,
+        model=base_model(model),
         language_model=language_model,
         tokenizer=tokenizer,
         family=family,

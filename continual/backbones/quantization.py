@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
+from continual.backbones.base_model import base_model
 from continual.errors import BackboneError
 from registry import BITS, Bits, split_bits
 
@@ -95,8 +96,8 @@ def quantization_config(bits: Bits, model: Any) -> BitsAndBytesConfig:
         model: A model of the same class and configuration; it may be on the meta device.
     """
     heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
-    if model.base_model is not model:
-        heads += [name for name, module in model.named_children() if module is not model.base_model]
+    if (stack := base_model(model)) is not model:
+        heads += [name for name, module in model.named_children() if module is not stack]
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(

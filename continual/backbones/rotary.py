@@ -25,14 +25,18 @@ def can_rotate_keys(embedding: nn.Module, attention: nn.Module) -> bool:
 def rotate_keys(embedding: nn.Module, attention: nn.Module, keys: Tensor, *, position: int) -> Tensor:
     """Return R_p k [P, H · d], whose scores with queries at t + p are those of keys k with the same queries at t.
 
+    In a layer that rotates nothing, they are the keys themselves.
+
     Args:
         embedding: The model's rotary embedding, one for which `can_rotate_keys` is true.
         attention: The attention.
         keys: The keys, as they are attended to.
         position: p.
     """
+    if not getattr(attention, "use_rope", True):
+        return keys
     rotary: Any = embedding
-    width: int = getattr(attention, "head_dim")  # noqa: B009
+    width: int = getattr(attention, "head_dim", None) or getattr(attention, "head_size")  # noqa: B009
     by_head = keys.view(1, len(keys), -1, width).transpose(1, 2).to(rotary.inv_freq.device)
     positions = torch.full((1, len(keys)), position, device=by_head.device)
     rotated = getattr(_module_of(attention), APPLY)(by_head, by_head, *rotary(by_head, position_ids=positions))[1]

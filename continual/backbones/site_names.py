@@ -8,21 +8,31 @@ from continual.errors import MethodError
 _ATTENTIONS = {"attn": ("attn", "cross"), "self": ("attn",)}  # roles in the tables by the role in a name
 
 
-def expand_group(sites: Mapping[str, Site], name: str, *, family: str) -> tuple[str, ...]:
+def expand_group(
+    sites: Mapping[str, Site], name: str, *, family: str, absent: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Return the names of the sites that `name` stands for: itself, or the members of a group.
 
     `attn` and `attn.q` stand for every attention, cross-attention included, `self.q` for self-attention alone.
+
+    Args:
+        sites: The sites by name.
+        name: Name of a site or a group.
+        family: Name of the family.
+        absent: Reasons why the family lacks sites, by their names.
 
     Raises:
         MethodError: `name` is neither a site nor a group.
     """
     role, dot, part = name.partition(".")
-    names = tuple(key for key in (r + dot + part for r in _ATTENTIONS.get(role, (role,))) if key in sites)
+    candidates = tuple(r + dot + part for r in _ATTENTIONS.get(role, (role,)))
+    names = tuple(key for key in candidates if key in sites)
     names = names or tuple(key for key, site in sites.items() if name and site.group == name)
     if not names:
+        reason = next((f": {absent[key]}" for key in candidates if absent and key in absent), "")
         groups = ", ".join(sorted({site.group for site in sites.values()} - {""}))
         raise MethodError(
-            f"family {family!r} has no site {name!r}; it has: {', '.join(sites)}; and the groups: {groups}"
+            f"family {family!r} has no site {name!r}{reason}; it has: {', '.join(sites)}; and the groups: {groups}"
         )
     return names
 

@@ -24,6 +24,8 @@ Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
 OUTPUT_EMBEDDINGS = "embed.output"  # the site of the table that scores the next token
 Call = Mapping[str, Any]  # the arguments of a module's call by their names
+Part = tuple[int, int, int]  # (begin, end, of): the outputs from begin/of to end/of of a module's
+WHOLE: Part = (0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -37,31 +39,49 @@ class Site:
         output_path: The module at which the change happens.
         changes: The value that an edit changes there.
         group: The group of sites that it belongs to, if any.
-        part: Of a module that computes several projections at once, (index, number of equal parts).
+        part: Of a module that computes several projections at once, the share of its outputs.
         argument: The name of the argument that is changed, where it is not the first.
         read_input: Computes the input from the call's arguments, where it is not that argument.
         is_shared: Whether the output is the same for all rows of a batch.
         pre_norm_path: Of a block, the norm between the residual stream and the block's input, if any.
         post_norm_path: Of a block, the norm of the residual stream with the block's output added, if any.
         is_residual: Whether the output is the residual stream itself, as that of a norm behind a block is.
+        layers: Numbers of the layers that have it; None where all have.
+        is_block: Whether it is several modules in a row, whose output is added to the residual stream.
+        width: Dimensions of the input and the output, where its modules have no weight that tells them.
+        beside_path: Of a block, the last module of one that reads and is added to the same residual stream, if any.
+        offset: Of a norm, what its module adds to its weight to make the gain.
+        keeps_zeros: Whether the module must return zeros where it takes zeros, as at padding before a recurrent layer.
     """
 
     input_path: str
     output_path: str
     changes: Changes = "output"
     group: Group = ""
-    part: tuple[int, int] = (0, 1)
+    part: Part = WHOLE
     argument: str = ""
     read_input: Callable[[Call], Tensor] | None = None
     is_shared: bool = False
     pre_norm_path: str = ""
     post_norm_path: str = ""
     is_residual: bool = False
+    layers: tuple[int, ...] | None = None
+    is_block: bool = False
+    width: int = 0
+    beside_path: str = ""
+    offset: float = 0.0
+    keeps_zeros: bool = False
 
 
-def projection(path: str, part: tuple[int, int] = (0, 1)) -> Site:
-    """Return the site of a linear layer, or of one of its parts: (index, number of equal parts)."""
-    return Site(path, path, "output", "projections", part)
+def projection(path: str, part: Part = WHOLE, *, is_shared: bool = False) -> Site:
+    """Return the site of a linear layer, or of a part of its outputs.
+
+    Args:
+        path: The layer's module.
+        part: The part.
+        is_shared: Whether it computes something that all rows of a batch have in common, too.
+    """
+    return Site(path, path, "output", "projections", part, is_shared=is_shared)
 
 
 def norm(path: str, *, is_residual: bool = False) -> Site:
@@ -86,19 +106,20 @@ def embedding(path: str, row_indices: Callable[[Call], Tensor] | None = None, *,
     return Site(path, path, "output", "embeddings", read_input=row_indices, is_shared=is_shared)
 
 
-def block(first: str, last: str, *, pre_norm: str = "", post_norm: str = "") -> Site:
+def block(first: str, last: str, *, pre_norm: str = "", post_norm: str = "", width: int = 0) -> Site:
     """Return the site of several modules in a row, from the first one's input x to the last one's output y.
 
     With the residual stream r, a block before which a norm N is (pre-norm) has x = N(r) and r ← r + y; one with the
-    norm behind it (post-norm) has x = r and r ← N(r + y).
+    norm behind it (post-norm) has x = r and r ← N(r + y). A norm of what is added to the stream is the last module.
 
     Args:
         first: The module that takes x.
         last: The module that returns y.
         pre_norm: N in families that normalise before the block.
         post_norm: N in families that normalise behind it.
+        width: Dimensions of x and y, where the modules have no weight that tells them.
     """
-    return Site(first, last, pre_norm_path=pre_norm, post_norm_path=post_norm)
+    return Site(first, last, pre_norm_path=pre_norm, post_norm_path=post_norm, is_block=True, width=width)
 
 
 def module_input(path: str) -> Site:
@@ -106,7 +127,7 @@ def module_input(path: str) -> Site:
     return Site(path, path, "input")
 
 
-def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Site:
+def attention_heads(query: str, out: str, part: Part = WHOLE) -> Site:
     """Return the site of the concatenated outputs of an attention's heads.
 
     Edits may read the queries' input.
@@ -114,7 +135,7 @@ def attention_heads(query: str, out: str, part: tuple[int, int] = (0, 1)) -> Sit
     Args:
         query: The projection that makes the queries.
         out: The projection that takes the heads' outputs.
-        part: Of a projection that makes queries, keys and values, (index of the queries, number of parts).
+        part: Of a projection that makes queries, keys and values, the queries.
     """
     return Site(query, out, "input", "", part)
 
@@ -130,7 +151,7 @@ def positions(path: str, argument: str = "", read_positions: Callable[[Call], Te
     return Site(path, path, "input", argument=argument, read_input=read_positions)
 
 
-def attention(path: str, key: str, part: tuple[int, int] = (0, 1)) -> Site:
+def attention(path: str, key: str, part: Part = WHOLE) -> Site:
     """Return the site of an attention's keys and values; `key` is the projection that makes its keys."""
     return Site(key, path, "attention", "", part)
 
@@ -162,6 +183,10 @@ class Place:
         pre_norm: Of a block, the norm between the residual stream and its input, if any.
         post_norm: Of a block, the norm of the residual stream with its output added, if any.
         is_residual: As in `Site`.
+        is_block: As in `Site`.
+        beside: Of a block, the last module of one that reads and is added to the same residual stream, if any.
+        offset: As in `Site`.
+        keeps_zeros: As in `Site`.
     """
 
     name: str
@@ -181,6 +206,10 @@ class Place:
     pre_norm: nn.Module | None = None
     post_norm: nn.Module | None = None
     is_residual: bool = False
+    is_block: bool = False
+    beside: nn.Module | None = None
+    offset: float = 0.0
+    keeps_zeros: bool = False
 
     def input_of(self, args: Sequence[Any], kwargs: Call) -> Tensor:
         """Return the input of a call of `input_module`: hidden states [..., d_in], row indices, or positions."""
@@ -188,7 +217,12 @@ class Place:
             first: Tensor = args[0]
             return first
         call = bind_arguments(self.input_module, args, kwargs)
-        return call[self.argument] if self.read_input is None else self.read_input(call)
+        if self.read_input is None:
+            argument: Tensor = call[self.argument]
+            return argument
+        inputs, weight = self.read_input(call), getattr(self.input_module, "weight", None)
+        # A call may tell a shape alone, without a device.
+        return inputs if weight is None or weight.is_meta else inputs.to(weight.device)
 
     @property
     def residual_module(self) -> nn.Module:
@@ -199,11 +233,6 @@ class Place:
         """Return the residual stream [..., D] behind a block from that in front of it and the block's output."""
         total = residual + output
         return total if self.post_norm is None else self.post_norm(total)
-
-    @property
-    def is_block(self) -> bool:
-        """True for several modules in a row, whose output is added to the residual stream."""
-        return self.changes == "output" and self.input_module is not self.output_module
 
     def allow_positions_per_row(self) -> Iterator[RemovableHandle]:
         """Let a module that takes positions [T] take [B, T], by a hook that keeps its output at [B, T, D].
@@ -230,15 +259,14 @@ class Place:
     @property
     def is_linear(self) -> bool:
         """True where the output is the input times one readable weight [d_out, d_in], with or without a bias."""
-        one_module = self.input_module is self.output_module
-        is_output = self.is_hidden_state and self.changes == "output" and one_module
+        is_output = self.is_hidden_state and self.changes == "output" and self.input_module is self.output_module
         return is_output and self.has_readable_weight and self.module_weight.dim() == 2
 
     @property
     def has_readable_weight(self) -> bool:
         """True where the weight of `input_module` is in memory as it is, neither packed nor on the disk."""
-        weight = self.input_module.get_parameter("weight")
-        return not is_quantized(weight) and not weight.is_meta
+        weight = getattr(self.input_module, "weight", None)
+        return weight is not None and not is_quantized(weight) and not weight.is_meta
 
     def frozen_forward(self, states: Tensor) -> Tensor:
         """Apply the frozen `input_module`, without any edit, to states [..., d_in]: [..., d_out]."""
@@ -287,7 +315,8 @@ def places_of(
     Raises:
         BackboneError: The model has no module at the site's path.
     """
-    for layer in range(num_layers) if "{}" in site.output_path else (None,):
+    layers = range(num_layers) if site.layers is None else site.layers
+    for layer in layers if "{}" in site.output_path else (None,):
         paths = (path.format(layer) for path in (site.input_path, site.output_path))
         input_module, output_module = (_module(model, name, path) for path in paths)
         if isinstance(input_module, nn.Identity):
@@ -311,6 +340,10 @@ def places_of(
             pre_norm=_module(model, name, site.pre_norm_path.format(layer)) if site.pre_norm_path else None,
             post_norm=_module(model, name, site.post_norm_path.format(layer)) if site.post_norm_path else None,
             is_residual=site.is_residual,
+            is_block=site.is_block,
+            beside=_module(model, name, site.beside_path.format(layer)) if site.beside_path else None,
+            offset=site.offset,
+            keeps_zeros=site.keeps_zeros,
         )
 
 
@@ -318,17 +351,15 @@ def _dimensions(site: Site, input_module: nn.Module, output_module: nn.Module) -
     """d_in, d_out and the columns of a place."""
     if site.argument:  # positions, not vectors
         return 1, 1, None
-    input_shape = _shape(input_module)
-    index, parts = site.part
+    if site.width:
+        return site.width, site.width, None
     if isinstance(input_module, nn.Embedding):
-        d_in, d_out = input_shape
-    elif site.changes == "input":
-        d_in, d_out = input_shape[-1], _shape(output_module)[-1]
-    else:
-        projection_module = input_module if site.changes == "attention" else output_module
-        d_in, d_out = input_shape[-1], _shape(projection_module)[0] // parts
-    columns = slice(index * d_out, (index + 1) * d_out) if parts > 1 else None
-    return d_in, d_out, columns
+        rows, d_out = _shape(input_module)
+        return rows, d_out, None
+    outputs, (begin, end, of) = _shape(output_module if site.changes == "output" else input_module)[0], site.part
+    columns = slice(outputs * begin // of, outputs * end // of)
+    d_out = _shape(output_module)[-1] if site.changes == "input" else columns.stop - columns.start
+    return _shape(input_module)[-1], d_out, None if site.part == WHOLE else columns
 
 
 def bind_arguments(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.backbones.backbone import Backbone
+from continual.backbones.base_model import base_model
 from continual.backbones.quantization import quantization_digest
 from continual.backbones.sites import Place
 from continual.deltas.compose import MergeableComposition
@@ -75,7 +76,7 @@ def merge_into_model(backbone: Backbone, delta: Delta) -> Any:
     if backbone.dtype != torch.float32:
         raise _not_mergeable(delta, f"its matrices are rounded to {backbone.dtype}; load it with dtype float32")
     delta, model = delta.to(backbone.device), deepcopy(backbone.language_model or backbone.model)
-    merged = replace(backbone, model=model.base_model, language_model=model if backbone.language_model else None)
+    merged = replace(backbone, model=base_model(model), language_model=model if backbone.language_model else None)
     steps = list(_merge_steps(backbone, merged, delta))
     for step in steps:
         if step.place.changes != "input":
@@ -103,8 +104,8 @@ def _merge_into_output(delta: Delta, step: _Step) -> None:
         raise _not_mergeable(delta, f"{step.place.name} is not one module with a weight of its own")
     weight, bias = step.target.weight, step.target.bias
     rows = weight.T if isinstance(step.place.input_module, nn.Embedding) else weight
-    new_weight, new_bias = _compose(delta, step, AffineMap(rows, bias))
-    rows.copy_(new_weight)
+    new_weight, new_bias = _compose(delta, step, AffineMap(rows + step.place.offset, bias))
+    rows.copy_(new_weight - step.place.offset)
     _set_bias(delta, step, new_bias)
 
 

@@ -108,6 +108,7 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
         )
     layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
     adapter = delta.settings.to_peft(layout, delta.values)
+    _require_own_modules(backbone, adapter)
     commit = getattr(backbone.model.config, "_commit_hash", None)  # of a backbone from the hub
     common = {
         "base_model_name_or_path": hub_name(backbone.name),
@@ -116,6 +117,18 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
         "task_type": "FEATURE_EXTRACTION" if delta.head else _TASK_TYPES[backbone.architecture],
     }
     return PeftAdapter({**adapter.config, **common}, adapter.tensors)
+
+
+def _require_own_modules(backbone: Backbone, adapter: PeftAdapter) -> None:
+    """Raise ExchangeError for LoRA of dense feed-forwards beside experts, which PEFT takes for LoRA of the experts."""
+    if backbone.family.name != "qwen3_moe" or adapter.config["peft_type"] != "LORA":
+        return
+    if modules := [module for module in adapter.config["target_modules"] if ".mlp." in module]:
+        raise ExchangeError(
+            f"PEFT takes LoRA of {modules[0]}, in a layer without experts, for LoRA of the experts of other layers. "
+            "Give sites of attention, as attn.q and attn.v; for a delta that was learned, --format transformers writes "
+            "a plain model with the change in its weights"
+        )
 
 
 def from_peft(backbone: Backbone, adapter: PeftAdapter) -> tuple[str, MethodSettings, dict[str, Tensor]]:

@@ -209,6 +209,8 @@ class FeedForward:
 _BERT = FeedForward("encoder.layer.{}.intermediate.dense", norm="encoder.layer.{}.output.LayerNorm")
 _LLAMA = FeedForward("layers.{}.post_attention_layernorm", stream="layers.{}")
 _T5 = FeedForward("encoder.block.{}.layer.1.layer_norm", stream="encoder.block.{}.layer.1")
+_BART = FeedForward("encoder.layers.{}.fc1", norm="encoder.layers.{}.final_layer_norm")
+_GEMMA = FeedForward("layers.{}.pre_feedforward_layernorm", stream="layers.{}")
 FEED_FORWARDS = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -223,7 +225,22 @@ FEED_FORWARDS = {
     "qwen3": _LLAMA,
     "t5": _T5,
     "t5-gated": _T5,
-    "bart": FeedForward("encoder.layers.{}.fc1", norm="encoder.layers.{}.final_layer_norm"),
+    "mt5": _T5,
+    "bart": _BART,
+    "marian": _BART,
+    "pegasus": FeedForward("encoder.layers.{}.final_layer_norm", stream="encoder.layers.{}"),
+    "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "phi3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "llama4": _LLAMA,
+    "qwen3_5": _LLAMA,
+    "gpt_neox": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3": _GEMMA,
+    "olmo2": FeedForward("layers.{}.mlp", stream="layers.{}"),
+    "mpnet": _BERT,
+    "deberta-v2": _BERT,
 }
 
 Added = Callable[[int, Tensor, Tensor], Tensor]
@@ -235,7 +252,7 @@ def adding_to_feed_forward(backbone: Backbone, added: Added) -> Iterator[None]:
     """Add a term to the sum of the residual stream and every feed-forward's output inside the block."""
     paths, model = FEED_FORWARDS[backbone.name.removeprefix("tiny-")], backbone.model
     with ExitStack() as undo:
-        for layer in range(backbone.num_layers):
+        for layer in [place.layer or 0 for place in backbone.modules_at("ffn")]:
             before: list[Tensor] = []
 
             def enter(module: nn.Module, args: tuple[Tensor, ...], before: list[Tensor] = before) -> None:
@@ -317,9 +334,12 @@ def written_out_attention(backbone: Backbone, prefixes: Mapping[int, Sequence[Te
         )
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-        scores = scale * torch.einsum("bhqd,bhkd->bhqk", query, key)
+        cap = kwargs.get("softcap")
+        scores, front = (
+            scale * part if cap is None else cap * torch.tanh(scale * part / cap)
+            for part in (torch.einsum("bhqd,bhkd->bhqk", query, key), torch.einsum("bhqd,hpd->bhqp", query, k))
+        )
         scores = scores + kwargs.get("position_bias", 0.0) + (0.0 if mask is None else mask)
-        front = scale * torch.einsum("bhqd,hpd->bhqp", query, k)
         shares = torch.cat((scores, front), -1).softmax(-1)
         text, rest = torch.split(shares, [scores.shape[-1], front.shape[-1]], -1)
         return (text @ value + rest @ v).transpose(1, 2), None

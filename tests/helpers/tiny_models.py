@@ -153,6 +153,7 @@ _OPT = {
 }
 # As OPT-350m: embeddings and last states of another size than the layers, and norms after the layers.
 _OPT_NARROW = {**_OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _LLAMA = {**_BERT, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
 _QWEN2 = {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 _QWEN3 = {**_LLAMA, "head_dim": 16}
@@ -179,6 +180,72 @@ _BART = {
     "init_std": 0.2,
     "scale_embedding": True,
 }
+_MISTRAL = {**_LLAMA, "head_dim": 8, "sliding_window": 4}
+_SMOLLM3 = {**_LLAMA, "no_rope_layers": [1, 0], "pad_token_id": 0}
+_PHI3 = {**_LLAMA, "pad_token_id": 0, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}}
+_GEMMA2 = {
+    **_LLAMA,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,  # far below the scores, which it changes
+    "pad_token_id": 0,
+}
+_GEMMA3 = {**_GEMMA2, "layer_types": ["sliding_attention", "full_attention"]}
+_GEMMA3.pop("attn_logit_softcapping")
+_QWEN3_MOE = {
+    **_QWEN3,
+    "num_hidden_layers": LAYERS + 1,
+    "mlp_only_layers": [1],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
+_LLAMA4 = {
+    **_LLAMA,
+    "num_hidden_layers": LAYERS + 1,
+    "head_dim": 8,
+    "intermediate_size_mlp": 40,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": 6,  # shorter than the texts of the tests
+    "pad_token_id": 0,
+}
+_QWEN3_5 = {
+    **_LLAMA,
+    "initializer_range": 0.05,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 8,
+    "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+}
+_GPT_NEOX = {**_BERT, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}, "bos_token_id": 0, "eos_token_id": 0}
+_MPNET = {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1}
+_DEBERTA = {
+    **_BERT,
+    "relative_attention": True,
+    "position_buckets": 6,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pad_token_id": 0,
+}
+_MARIAN = {
+    **_BART,
+    "pad_token_id": 1,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+    "activation_function": "swish",
+    "init_std": 0.1,
+}
 
 Settings = Mapping[str, Any]
 TINY_CONFIGS: Mapping[
@@ -198,6 +265,21 @@ TINY_CONFIGS: Mapping[
     "t5": (t5_pieces, "T5ForConditionalGeneration", _T5),
     "t5-gated": (t5_pieces, "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
     "bart": (roberta_pieces, "BartForConditionalGeneration", _BART),
+    "mistral": (gpt2_pieces, "MistralForCausalLM", _MISTRAL),
+    "smollm3": (gpt2_pieces, "SmolLM3ForCausalLM", _SMOLLM3),
+    "phi3": (gpt2_pieces, "Phi3ForCausalLM", _PHI3),
+    "gemma2": (gpt2_pieces, "Gemma2ForCausalLM", _GEMMA2),
+    "gemma3": (gpt2_pieces, "Gemma3ForCausalLM", _GEMMA3),
+    "olmo2": (gpt2_pieces, "Olmo2ForCausalLM", {**_LLAMA, "pad_token_id": 0}),
+    "qwen3_moe": (gpt2_pieces, "Qwen3MoeForCausalLM", _QWEN3_MOE),
+    "llama4": (gpt2_pieces, "Llama4ForCausalLM", _LLAMA4),
+    "qwen3_5": (gpt2_pieces, "Qwen3_5ForCausalLM", _QWEN3_5),
+    "gpt_neox": (gpt2_pieces, "GPTNeoXForCausalLM", _GPT_NEOX),
+    "mpnet": (roberta_pieces, "MPNetModel", _MPNET),
+    "deberta-v2": (word_pieces, "DebertaV2Model", _DEBERTA),
+    "mt5": (t5_pieces, "MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "relu", "initializer_factor": 0.5}),
+    "marian": (roberta_pieces, "MarianMTModel", _MARIAN),
+    "pegasus": (roberta_pieces, "PegasusForConditionalGeneration", _MARIAN),
 }
 
 

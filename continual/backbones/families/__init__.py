@@ -6,10 +6,11 @@ transformers.
 
 from typing import Any, cast
 
-from continual.backbones.families.causal import gpt2, llama, opt
-from continual.backbones.families.encoder import bert, distilbert, electra, modernbert
+from continual.backbones.families.causal import gpt2, gpt_neox, opt
+from continual.backbones.families.encoder import bert, deberta_v2, distilbert, electra, modernbert, mpnet
 from continual.backbones.families.family import Architecture, Family, FamilyFactory, resolve_places
-from continual.backbones.families.seq2seq import bart, t5
+from continual.backbones.families.llama import gemma2, gemma3, llama, llama4, olmo2, phi3, qwen3, qwen3_5, qwen3_moe
+from continual.backbones.families.seq2seq import bart, marian, pegasus, t5
 from continual.errors import BackboneError
 from tasks.plugins import PluginRegistry
 
@@ -32,13 +33,28 @@ FAMILIES = PluginRegistry[FamilyFactory](
         "distilbert": distilbert,
         "electra": electra,
         "modernbert": modernbert,
+        "mpnet": mpnet,
+        "deberta-v2": deberta_v2,
         "gpt2": gpt2,
+        "gpt_neox": gpt_neox,
         "opt": opt,
         "llama": llama,
+        "mistral": llama,
+        "smollm3": llama,
         "qwen2": llama,
-        "qwen3": llama,
+        "qwen3": qwen3,
+        "qwen3_moe": qwen3_moe,
+        "qwen3_5_text": qwen3_5,
+        "llama4_text": llama4,
+        "phi3": phi3,
+        "gemma2": gemma2,
+        "gemma3_text": gemma3,
+        "olmo2": olmo2,
         "t5": t5,
+        "mt5": t5,
         "bart": bart,
+        "marian": marian,
+        "pegasus": pegasus,
     },
 )
 

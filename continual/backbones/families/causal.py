@@ -1,5 +1,7 @@
-"""Causal language models: GPT-2, Llama, Qwen2, Qwen3 and OPT."""
+"""Causal language models whose modules have names of their own: GPT-2, GPT-NeoX and OPT."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,23 +23,22 @@ _GPT2_SITES = {
     "norm.final": norm("ln_f"),
 }
 
-_LLAMA = "layers.{}."
-_LLAMA_SITES = {
-    "tokens": tokens("embed_tokens", ""),
+_NEOX = "layers.{}."
+_NEOX_SITES = {
+    "tokens": tokens("embed_in", ""),
     "positions": positions("rotary_emb", "position_ids"),
-    "embed.word": embedding("embed_tokens"),
-    "norm.attn": norm(_LLAMA + "input_layernorm"),
-    **attention_roles(_LLAMA + "self_attn", "q_proj k_proj v_proj o_proj", pre_norm=_LLAMA + "input_layernorm"),
-    "norm.ffn": norm(_LLAMA + "post_attention_layernorm"),
+    "embed.word": embedding("embed_in"),
+    "norm.attn": norm(_NEOX + "input_layernorm"),
+    **fused_attention_roles(_NEOX + "attention", "query_key_value", "dense", pre_norm=_NEOX + "input_layernorm"),
+    "attn.qkv": projection(_NEOX + "attention.query_key_value"),
+    "norm.ffn": norm(_NEOX + "post_attention_layernorm"),
     **feed_forward_roles(
-        _LLAMA + "mlp.up_proj",
-        _LLAMA + "mlp.down_proj",
-        gate=_LLAMA + "mlp.gate_proj",
-        pre_norm=_LLAMA + "post_attention_layernorm",
+        _NEOX + "mlp.dense_h_to_4h", _NEOX + "mlp.dense_4h_to_h", pre_norm=_NEOX + "post_attention_layernorm"
     ),
-    "norm.final": norm("norm"),
+    "norm.final": norm("final_layer_norm"),
 }
-_QWEN3_NORMS = {"norm.q": norm(_LLAMA + "self_attn.q_norm"), "norm.k": norm(_LLAMA + "self_attn.k_norm")}
+_INTERLEAVED = "its queries, keys and values are interleaved by head in one projection, attn.qkv"
+_NEOX_ABSENT = dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.heads"), _INTERLEAVED)
 
 
 def _opt_row_indices(call: Call) -> Tensor:
@@ -63,15 +64,18 @@ _OPT_PROJECTIONS = {
 
 def gpt2(config: Any) -> Family:
     """Return the family of a GPT-2 configuration."""
-    return _causal(config, _GPT2_SITES)
+    return causal_family(config, _GPT2_SITES)
 
 
-def llama(config: Any) -> Family:
-    """Return the family of a Llama, Qwen2 or Qwen3 configuration.
+def gpt_neox(config: Any) -> Family:
+    """Return the family of a GPT-NeoX configuration (Pythia).
 
-    Qwen3 normalises the queries and keys of each head.
+    Attention and feed-forward read the same residual stream where `use_parallel_residual` is set.
     """
-    return _causal(config, _LLAMA_SITES | (_QWEN3_NORMS if config.model_type == "qwen3" else {}))
+    sites = {name: site for name, site in _NEOX_SITES.items() if name not in _NEOX_ABSENT}
+    if config.use_parallel_residual:
+        sites["ffn"] = replace(sites["ffn"], beside_path=_NEOX + "attention.dense")
+    return causal_family(config, sites, absent=_NEOX_ABSENT)
 
 
 def opt(config: Any) -> Family:
@@ -93,14 +97,25 @@ def opt(config: Any) -> Family:
         sites |= _OPT_PROJECTIONS
     if not config.layer_norm_elementwise_affine:
         sites = {name: site for name, site in sites.items() if site.group != "norms"}
-    return _causal(config, sites, hidden_size=config.word_embed_proj_dim)
+    return causal_family(config, sites, hidden_size=config.word_embed_proj_dim)
 
 
-def _causal(config: Any, sites: dict[str, Site], *, hidden_size: int | None = None) -> Family:
+def causal_family(
+    config: Any, sites: Mapping[str, Site], *, hidden_size: int | None = None, absent: Mapping[str, str] | None = None
+) -> Family:
+    """Return the family of a causal language model.
+
+    Args:
+        config: Its configuration.
+        sites: Its sites.
+        hidden_size: Dimensions of its last hidden states, where they are not the configuration's.
+        absent: Reasons why it lacks sites, by their names.
+    """
     return Family(
         name=config.model_type,
         architecture="causal",
         stack=LayerStack(sites, config.num_hidden_layers, config.num_attention_heads),
         hidden_size=hidden_size or config.hidden_size,
         max_positions=config.max_position_embeddings,
+        absent=absent or {},
     )

@@ -1,8 +1,15 @@
-"""Encoders: BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT and ModernBERT."""
+"""Encoders: BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT, MPNet and DeBERTa-v2."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from continual.backbones.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
+from continual.backbones.families.blocks import (
+    attention_roles,
+    feed_forward_roles,
+    fused_attention_roles,
+    fused_gate_roles,
+)
 from continual.backbones.families.family import Family, LayerStack
 from continual.backbones.sites import Site, embedding, norm, positions, projection, tokens
 
@@ -49,11 +56,48 @@ _MODERNBERT_SITES = {
     "norm.attn": norm(_MODERNBERT + "attn_norm"),
     **fused_attention_roles(_MODERNBERT + "attn", "Wqkv", "Wo", pre_norm=_MODERNBERT + "attn_norm"),
     "norm.ffn": norm(_MODERNBERT + "mlp_norm"),
-    **feed_forward_roles(_MODERNBERT + "mlp.Wi", _MODERNBERT + "mlp.Wo", pre_norm=_MODERNBERT + "mlp_norm"),
-    # Wi makes both halves, and the first goes through the activation.
-    "ffn.gate": projection(_MODERNBERT + "mlp.Wi", (0, 2)),
-    "ffn.in": projection(_MODERNBERT + "mlp.Wi", (1, 2)),
+    **fused_gate_roles(_MODERNBERT + "mlp.Wi", _MODERNBERT + "mlp.Wo", pre_norm=_MODERNBERT + "mlp_norm"),
     "norm.final": norm("final_norm"),
+}
+
+_OWN_ATTENTION = {
+    "attn.kv": "its attention does not go through transformers' AttentionInterface, where keys and values are put in "
+    "front of the text's"
+}
+_MPNET = "encoder.layer.{}."
+_MPNET_SITES = {
+    "tokens": tokens("embeddings.word_embeddings", ""),
+    "positions": positions("embeddings.position_embeddings"),
+    "embed.word": embedding("embeddings.word_embeddings"),
+    "embed.position": embedding("embeddings.position_embeddings"),
+    "embed.distance": embedding("encoder.relative_attention_bias", is_shared=True),
+    "norm.embed": norm("embeddings.LayerNorm"),
+    **attention_roles(_MPNET + "attention.attn", "q k v o", post_norm=_MPNET + "attention.LayerNorm"),
+    "norm.attn": norm(_MPNET + "attention.LayerNorm", is_residual=True),
+    **feed_forward_roles(_MPNET + "intermediate.dense", _MPNET + "output.dense", post_norm=_MPNET + "output.LayerNorm"),
+    "norm.ffn": norm(_MPNET + "output.LayerNorm", is_residual=True),
+}
+
+_DEBERTA = "encoder.layer.{}."
+_DEBERTA_SITES = {
+    "tokens": tokens("embeddings.word_embeddings", ""),
+    "embed.word": embedding("embeddings.word_embeddings"),
+    "norm.embed": norm("embeddings.LayerNorm"),
+    **attention_roles(
+        _DEBERTA + "attention.self",
+        "query_proj key_proj value_proj",
+        out=_DEBERTA + "attention.output.dense",
+        post_norm=_DEBERTA + "attention.output.LayerNorm",
+    ),
+    "norm.attn": norm(_DEBERTA + "attention.output.LayerNorm", is_residual=True),
+    **feed_forward_roles(
+        _DEBERTA + "intermediate.dense", _DEBERTA + "output.dense", post_norm=_DEBERTA + "output.LayerNorm"
+    ),
+    "norm.ffn": norm(_DEBERTA + "output.LayerNorm", is_residual=True),
+}
+_DEBERTA_POSITIONS = {
+    "positions": positions("embeddings.position_embeddings"),
+    "embed.position": embedding("embeddings.position_embeddings"),
 }
 
 
@@ -82,8 +126,52 @@ def modernbert(config: Any) -> Family:
     return _encoder(config, _MODERNBERT_SITES)
 
 
+def mpnet(config: Any) -> Family:
+    """Return the family of an MPNet configuration: absolute positions, and distances that all layers share.
+
+    Positions start behind the padding index, 1.
+    """
+    return _encoder(
+        config,
+        _without_keys_and_values(_MPNET_SITES),
+        unused=2,
+        load_arguments={"add_pooling_layer": False},
+        absent=_OWN_ATTENTION,
+    )
+
+
+def deberta_v2(config: Any) -> Family:
+    """Return the family of a DeBERTa-v2 or -v3 configuration, whose attention has parts for content and for distance.
+
+    The table of distances is read as a weight, never called, and has no site. Where distances go through the
+    projections of queries and keys (`share_att_key`), an edit of these changes what all rows have in common.
+    """
+    sites, absent = _without_keys_and_values(_DEBERTA_SITES), dict(_OWN_ATTENTION)
+    if config.position_biased_input:
+        sites |= _DEBERTA_POSITIONS
+    if config.type_vocab_size:
+        sites["embed.type"] = embedding("embeddings.token_type_embeddings")
+    if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+        sites["embed.project"] = projection("embeddings.embed_proj")
+    if config.relative_attention and getattr(config, "share_att_key", False):
+        sites |= {name: replace(sites[name], is_shared=True) for name in ("attn.q", "attn.k")}
+        sites["attn"] = replace(sites["attn"], input_path=sites["attn.v"].input_path)  # called once, for the text alone
+        del sites["attn.heads"]
+        absent["attn.heads"] = "the projection of its queries is called for the distances too"
+    return _encoder(config, sites, absent=absent)
+
+
+def _without_keys_and_values(sites: dict[str, Site]) -> dict[str, Site]:
+    return {name: site for name, site in sites.items() if name != "attn.kv"}
+
+
 def _encoder(
-    config: Any, sites: dict[str, Site], *, unused: int = 0, load_arguments: dict[str, Any] | None = None
+    config: Any,
+    sites: dict[str, Site],
+    *,
+    unused: int = 0,
+    load_arguments: dict[str, Any] | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> Family:
     return Family(
         name=config.model_type,
@@ -92,4 +180,5 @@ def _encoder(
         hidden_size=config.hidden_size,
         max_positions=config.max_position_embeddings - unused,
         load_arguments=load_arguments or {},
+        absent=absent or {},
     )

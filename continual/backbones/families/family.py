@@ -44,6 +44,7 @@ class Family:
         max_positions: Largest number of tokens; None where the positions set no limit.
         decoder: The decoder of an encoder-decoder, else None.
         load_arguments: Arguments of `from_pretrained` that leave out untrained heads.
+        absent: Reasons why it lacks sites that most families have, by the sites' names.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Family:
     max_positions: int | None
     decoder: LayerStack | None = None
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
@@ -83,7 +85,7 @@ def resolve_places(model: Any, family: Family, site: str, *, generates: bool) ->
             f"other tasks have: {', '.join(family.stack.sites)}"
         )
     sites = {name: role for stack in stacks.values() for name, role in stack.sites.items()}
-    names = expand_group(sites, site, family=family.name)
+    names = expand_group(sites, site, family=family.name, absent=family.absent)
     return tuple(
         place
         for prefix, stack in stacks.items()

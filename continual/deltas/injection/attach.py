@@ -79,18 +79,25 @@ def _hook_modules(edit: PlacedEdit) -> Iterator[RemovableHandle]:
     place, reads = edit.place, edit.edit.reads
     enter = place.residual_module if reads.is_residual else place.input_module
     block_inputs: list[Tensor] = []  # input of the first module of a block, until its last module is called
+    beside: list[Tensor] = []  # what a block that reads the same residual stream adds to it
 
     def record_input(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         block_inputs[:] = [place.input_of(args, kwargs)]
+
+    def record_beside(module: nn.Module, args: Args, output: Tensor) -> None:
+        beside[:] = [output]
 
     def read(changed: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
         if reads is Reads.OUTPUT:
             return changed
         inputs = place.input_of(args, kwargs) if enter is place.output_module else block_inputs.pop()
-        return place.residual_behind(inputs, changed) if reads is Reads.RESIDUAL_BEHIND else inputs
+        return place.residual_behind(sum(beside, inputs), changed) if reads is Reads.RESIDUAL_BEHIND else inputs
 
     def change_output(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         part = output if place.columns is None else output[..., place.columns]
+        if place.keeps_zeros:
+            is_text = place.input_of(args, kwargs).any(dim=-1, keepdim=True)
+            return torch.where(is_text, edit(part.clone(), read(part, args, kwargs)), part)
         return _replace_columns(output, edit(part, read(part, args, kwargs)), place.columns)
 
     def change_input(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
@@ -99,6 +106,8 @@ def _hook_modules(edit: PlacedEdit) -> Iterator[RemovableHandle]:
 
     if reads is not Reads.OUTPUT and enter is not place.output_module:
         yield enter.register_forward_pre_hook(record_input, with_kwargs=True)
+    if reads is Reads.RESIDUAL_BEHIND and place.beside is not None:
+        yield place.beside.register_forward_hook(record_beside)
     if place.changes == "output":
         yield place.output_module.register_forward_hook(change_output, with_kwargs=True)
     else:

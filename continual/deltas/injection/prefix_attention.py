@@ -2,12 +2,14 @@
 
 Transformers looks attention functions up by a name in the model's configuration (`AttentionInterface`). Inside
 `prepend_keys_values` that name is `ATTENTION_NAME`: a function that concatenates the delta's keys and values, extends
-the mask so that every query attends to them, and calls SDPA. The generation cache never holds them, since it is filled
+the mask so that every query attends to them, and calls SDPA, or the model's own function where its scores are capped,
+which SDPA cannot. The generation cache never holds them, since it is filled
 before the function is called.
 
 Shapes: B rows, H heads, T tokens of the text, Q queries, P the longest prefix of any row, d the size of a head.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +59,7 @@ def _attend(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA with the module's prefixes; query [B, H, Q, d], key and value [B, H, T, d], mask [B, 1, Q, T]."""
+    """Attention with the module's prefixes; query [B, H, Q, d], key and value [B, H, T, d], mask [B, 1, Q, T]."""
     if edits := _PREFIXES.get(module):
         prefix, padding = _prefix(edits, key)
         prefix_length, text_length = prefix.shape[3], key.shape[2]
@@ -65,10 +67,23 @@ def _attend(
         key, value = (torch.cat(pair, dim=2) for pair in zip(prefix, (key, value), strict=True))
         if position_bias is not None:
             position_bias = F.pad(position_bias, (prefix_length, 0))
+    if kwargs.get("softcap") is not None:
+        return _attend_capped(module, query, key, value, attention_mask, **kwargs)
     output: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
     )
     return output
+
+
+def _attend_capped(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The attention that the module's file in transformers writes out, whose scores are c · tanh(score / c)."""
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    written_out: Any = sys.modules[type(module).__module__]
+    states: Tensor = written_out.eager_attention_forward(module, query, key, value, mask, **kwargs)[0]
+    return states, None
 
 
 def _prefix(edits: Sequence[PlacedEdit], key: Tensor) -> tuple[Tensor, Tensor | None]:

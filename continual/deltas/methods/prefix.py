@@ -94,7 +94,8 @@ class Prefix(MethodSettings):
         """Return values [P, E] that do the same where the text begins at P: keys turned by P, all others unchanged."""
         if not name.endswith("/key"):
             return rows
-        return rotate_keys(_rotary_of(parts), parts[0].place.output_module, rows, position=self.length)
+        attention = next(part.place.output_module for part in parts if name == f"{part.key}/key")
+        return rotate_keys(_rotary_of(parts), attention, rows, position=self.length)
 
     @classmethod
     def from_peft(cls, adapter: PeftAdapter, layout: ModuleLayout) -> tuple[Self, dict[str, Tensor]] | None:
@@ -126,7 +127,8 @@ def _widths(parts: Sequence[PlacedModule], *, shifted: bool) -> dict[str, int]:
     """
     layers = [part for part in parts if part.place.changes == "attention"]
     attention: Any = layers[0].place.output_module
-    layer_types = {*(getattr(attention.config, "layer_types", None) or ("full_attention",))}
+    default = "sliding_attention" if getattr(attention.config, "sliding_window", None) else "full_attention"
+    layer_types = {*(getattr(attention.config, "layer_types", None) or (default,))}
     obstacles = {
         f"{type(attention).__name__} takes no cache ({' or '.join(CACHE_ARGUMENTS)})": cache_argument(attention)
         is None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from continual.backbones.backbone import Backbone, freeze, load_backbone
+from continual.backbones.base_model import base_model
 from continual.backbones.devices import resolve_device, resolve_dtype
 from continual.backbones.fingerprint import fingerprint
 from continual.errors import BackboneError
@@ -221,7 +222,7 @@ def test_a_language_model_is_its_base_model_with_the_same_weights(backbone: Back
         assert backbone.language_model is None
         assert backbone.base_module is backbone.model
     else:
-        assert backbone.model is backbone.language_model.base_model
+        assert backbone.model is base_model(backbone.language_model)
         assert backbone.base_module is backbone.language_model
         assert backbone.parameter_count == sum(parameter.numel() for parameter in backbone.language_model.parameters())
     assert states_of(backbone).shape[-1] == backbone.hidden_size

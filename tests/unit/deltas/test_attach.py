@@ -86,7 +86,9 @@ def test_prepended_keys_and_values_share_the_texts_softmax(whole: Backbone) -> N
     assert not torch.allclose(actual, run(whole), atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "opt-narrow", "llama", "qwen3"])
+@pytest.mark.parametrize(
+    "kind", ["gpt2", "opt", "opt-narrow", "llama", "qwen3", "smollm3", "phi3", "olmo2", "qwen3_moe", "gpt_neox"]
+)
 @torch.no_grad()
 def test_prepended_keys_and_values_equal_a_filled_cache(kind: str) -> None:
     backbone = tiny_backbone(kind)
@@ -113,6 +115,8 @@ def test_prepended_tokens_equal_prepended_embeddings(whole: Backbone) -> None:
     for place in whole.modules_at("tokens"):
         front = delta.values[f"{place.name}/0/drawn"].expand(len(TEXTS), -1, -1)
         vectors = torch.cat((front, place.input_module(batch["input_ids"])), dim=1)
+        if not place.name.startswith("decoder"):  # which scales what it is given
+            vectors = vectors * getattr(place.output_module, "embed_scale", 1.0)
         inputs = {"attention_mask": F.pad(batch["attention_mask"], (PREFIX, 0), value=1), "inputs_embeds": vectors}
         if "token_type_ids" in batch:
             inputs["token_type_ids"] = F.pad(batch["token_type_ids"], (PREFIX, 0))

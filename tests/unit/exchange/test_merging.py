@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.backbones.backbone import Backbone
+from continual.backbones.base_model import base_model
 from continual.backbones.fingerprint import fingerprint
 from continual.deltas import METHODS, Add, Delta, Edit, Multiply, Reads, attached, finalize, iterate_edits
 from continual.deltas.forms import LowRank, Vector
@@ -35,11 +36,12 @@ def finalized(backbone: Backbone, method: str, **settings: Any) -> Delta:
 def assert_merges(backbone: Backbone, delta: Delta) -> None:
     batch, before = batch_of(backbone), fingerprint(backbone.base_module)
     model = merge_into_model(backbone, delta)
-    whole = replace(backbone, model=model.base_model)
+    whole = replace(backbone, model=base_model(model))
     with attached(backbone, delta):
         expected = backbone.hidden_states(batch)
     assert not torch.allclose(expected, backbone.hidden_states(batch), atol=1e-3) or not delta.values
-    torch.testing.assert_close(whole.hidden_states(batch), expected, rtol=1e-5, atol=1e-5)
+    near = 5e-5 if backbone.family.name == "qwen3_5_text" else 1e-5  # whose recurrence amplifies rounding
+    torch.testing.assert_close(whole.hidden_states(batch), expected, rtol=near, atol=near)
     assert fingerprint(backbone.base_module) == before
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
