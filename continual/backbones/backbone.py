@@ -1,5 +1,6 @@
 """The frozen pretrained transformer that all tasks share: loading, freezing, forward passes."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from transformers import (
 
 from continual.backbones.base_model import base_model
 from continual.backbones.devices import DeviceSpec, device_map, device_of, is_split, resolve_device, resolve_dtype
-from continual.backbones.families import Architecture, Family, family_of, resolve_places
+from continual.backbones.families import Architecture, Family, family_of, resolve_places, text_configuration
+from continual.backbones.families.recognition import require_residual_sums
 from continual.backbones.fingerprint import fingerprint
 from continual.backbones.finite_weights import require_finite_weights
 from continual.backbones.hub import (
@@ -44,6 +46,8 @@ from continual.backbones.sites import OUTPUT_EMBEDDINGS, Place, table_place
 from continual.errors import BackboneError
 from registry import Bits, quantized_name
 
+log = logging.getLogger(__name__)
+
 DEFAULT_MAX_TOKENS = 8192  # where neither the positions nor the tokenizer set a limit
 
 _PLACES: WeakKeyDictionary[Any, dict[tuple[str, bool], tuple[Place, ...]]] = WeakKeyDictionary()
@@ -52,6 +56,12 @@ _AUTO_MODEL: Mapping[Architecture, Any] = {
     "encoder": AutoModel,
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
+}
+# Where a checkpoint of several modalities has its text model, and where the text model alone has it.
+_TEXT_MODEL_KEYS = {
+    r"^language_model\.lm_head": "lm_head",
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
 }
 # Architectures of encoders whose files have a masked language model.
 _MASKED_LM_SUFFIXES = ("ForMaskedLM", "ForPreTraining")
@@ -202,7 +212,8 @@ def load_backbone(
     unquantized_name, resolved_bits = plain_name(name, bits)
     source, spread = resolve_source(unquantized_name), device_map(device)
     with translate_load_errors(name, source):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = text_configuration(whole)
         family = family_of(config)
         target = resolve_device(device if isinstance(device, str) and not spread else "auto")
         compute_dtype = resolve_dtype(dtype, target, quantized=bool(resolved_bits))
@@ -215,7 +226,8 @@ def load_backbone(
         with silence_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             load = partial(_from_pretrained, source, config, dtype=compute_dtype, spread=spread, bits=resolved_bits)
-            model, missing = _load_model(load, config, family)
+            part = {} if config is whole else {"config": config, "key_mapping": _TEXT_MODEL_KEYS}
+            model, missing = _load_model(load, config, family, part)
         pooling = declared_pooling(source)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' default where its files are missing
             raise BackboneError(
@@ -232,16 +244,22 @@ DeviceMap = str | Mapping[str, str | int] | None
 
 
 def _load_model(
-    load: Callable[[Any, Mapping[str, Any]], tuple[Any, set[str]]], config: Any, family: Family
+    load: Callable[[Any, Mapping[str, Any]], tuple[Any, set[str]]],
+    config: Any,
+    family: Family,
+    part: Mapping[str, Any],
 ) -> tuple[Any, set[str]]:
-    """Load the model, with its language modelling head if any; return the missing weights too."""
+    """Load the model, with its language modelling head if any; return the missing weights too.
+
+    `part` are arguments that load the text model alone of a checkpoint of several modalities.
+    """
     if family.architecture == "encoder" and any(
         name.endswith(_MASKED_LM_SUFFIXES) for name in config.architectures or ()
     ):
         model, missing = load(AutoModelForMaskedLM, {})
         if not missing:
             return model, missing
-    return load(_AUTO_MODEL[family.architecture], family.load_arguments)
+    return load(_AUTO_MODEL[family.architecture], {**family.load_arguments, **part})
 
 
 def _from_pretrained(
@@ -314,7 +332,7 @@ def freeze(
         if not quantization_digest(model):
             cast_matrices(model, compute_dtype)
         model.to(target)
-    return Backbone(
+    backbone = Backbone(
         name=name,
         fingerprint=digest,
         model=base_model(model),
@@ -325,6 +343,21 @@ def freeze(
         device=target,
         dtype=compute_dtype,
         split=split,
+    )
+    if family.recognized_as:
+        _confirm_family(backbone)
+    return backbone
+
+
+def _confirm_family(backbone: Backbone) -> None:
+    """Try the layers of a family that was recognised by its modules, and say that it was."""
+    with backbone.autocast():
+        require_residual_sums(backbone.model, backbone.family)
+    log.warning(
+        "backbone %r is of family %r, which has no table of sites; its modules are those of %r, whose table is used",
+        backbone.name,
+        backbone.family.name,
+        backbone.family.recognized_as,
     )
 
 

@@ -45,6 +45,7 @@ class Family:
         decoder: The decoder of an encoder-decoder, else None.
         load_arguments: Arguments of `from_pretrained` that leave out untrained heads.
         absent: Reasons why it lacks sites that most families have, by the sites' names.
+        recognized_as: Of a family without a table, the `model_type` of the one whose table it has.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Family:
     decoder: LayerStack | None = None
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    recognized_as: str = ""
 
 
 FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
