@@ -203,7 +203,7 @@ def write_writing_stream(folder: Path) -> Path:
     for split, rows in splits.items():
         _write_lines(folder / f"{READING_PACKAGE}.{split}.jsonl", rows, keys=("text", "label"))
     writing = {"kind": "generation", "text": "signature", "target": "summary", "instruction": INSTRUCTION}
-    tasks = [
+    tasks: list[dict[str, object]] = [
         {"name": name, "source": _source(name), **writing, "metric": "chrf", "rows": dict(_WRITING_ROWS)}
         for name in WRITING_PACKAGES
     ]

@@ -30,6 +30,8 @@ def language_model_obstacle(backbone: Backbone, *, what: str) -> str | None:
         reason = "is an encoder, which only reads"
     elif backbone.language_model is None:
         reason = "lacks its language modelling head"
+    elif backbone.family.is_recurrent:
+        reason = "has layers of linear attention, whose states rows of other lengths cannot join while they are written"
     else:
         return None
     return (

@@ -58,6 +58,11 @@ class Family:
     absent: Mapping[str, str] = field(default_factory=dict)
     recognized_as: str = ""
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether layers of linear attention keep one state of all tokens so far."""
+        return "linear.out" in self.stack.sites
+
 
 FamilyFactory = Callable[[Any], Family]  # of a transformers configuration
 
