@@ -9,7 +9,7 @@ from typing import Any, Self, final
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.backbones.devices import DeviceSpec
 from continual.callbacks import NO_CALLBACKS, RunCallbacks
-from continual.exchange import export_delta, import_delta
+from continual.exchange import ChampionExports, export_champions, export_delta, import_delta
 from continual.experiments.strategies import Strategy, compare_strategies, select_strategies
 from continual.inference.input_rows import parse_rows, predict_rows
 from continual.inference.predictions import Predictions
@@ -247,19 +247,34 @@ class Learner:
         with self._mlflow_sender():
             return run_migration(migration, callbacks)
 
-    def export(self, delta: str, folder: Path | str, *, form: str = "peft") -> tuple[str, ...]:
-        """Write a delta in PEFT's format, or merged into a full model; return the names of the files.
+    def export(self, delta: str, folder: Path | str, *, form: str = "peft", rank: int | None = None) -> tuple[str, ...]:
+        """Write a delta for PEFT or a serving engine, or merged into a full model; return the names of the files.
 
         Args:
             delta: The name of the delta.
             folder: The folder to write.
-            form: `peft`, or `transformers` for a model with the delta merged into its weights.
+            form: `peft`; `transformers` for a model with the delta merged into its weights; or `vllm`, `sglang` or
+                `lorax` for LoRA as this engine loads it.
+            rank: Largest rank of LoRA for an engine; by default that of the delta, at most 64 where it is approximated.
 
         Raises:
             NotFound: The delta is not registered.
             ExchangeError: The format cannot express the delta's method.
         """
-        return export_delta(self.backbone, self.registry, delta, folder=Path(folder), file_format=form)
+        return export_delta(self.backbone, self.registry, delta, folder=Path(folder), file_format=form, rank=rank).files
+
+    def export_champions(self, folder: Path | str, *, form: str = "peft", rank: int | None = None) -> ChampionExports:
+        """Write every champion on this backbone to a folder of its name; return them, and why others were refused.
+
+        Args:
+            folder: a new or empty folder.
+            form: As for `export`.
+            rank: As for `export`.
+
+        Raises:
+            ExchangeError: None of them can be exported.
+        """
+        return export_champions(self.backbone, self.registry, Path(folder), file_format=form, rank=rank)
 
     def import_peft(self, folder: Path | str, task: str, *, rows: Stream | None = None) -> str:
         """Register an adapter saved by PEFT as the next version of a task's delta; return its name.

@@ -10,6 +10,8 @@ from continual.backbones.backbone import Backbone
 from continual.backbones.hub import hub_name
 from continual.deltas import Head
 from continual.exchange.base_identity import HUB_ID
+from continual.exchange.engine_adapter import EngineAdapter
+from continual.exchange.peft import base_source
 from continual.kinds import Kind
 from continual.kinds.generation import Generation
 from continual.kinds.kind import PooledKind
@@ -38,12 +40,18 @@ class Usage:
         is_pipeline: Whether a pipeline of transformers answers with it.
         layers: Number of the encoder's layers, where a classifier has one more; else None.
         obstacle: Why no pipeline answers with a whole model; None where one does.
+        engine: The serving engine that the folder is for, if any.
+        command: The command that starts the engine.
+        adapter: What was converted for the engine.
     """
 
     is_adapter: bool = False
     is_pipeline: bool = False
     layers: int | None = None
     obstacle: str | None = None
+    engine: str | None = None
+    command: str | None = None
+    adapter: EngineAdapter | None = None
 
 
 def write_model_card(
@@ -65,8 +73,8 @@ def write_model_card(
         front_matter=_front_matter(backbone, usage),
         title=escape_markdown(name),
         facts=delta_markdown(registry, name),
-        source=hub_name(backbone.name) if usage.is_adapter else "DIR",
-        auto_class="AutoModel" if head else _AUTO_CLASSES[backbone.architecture],
+        source=_source(backbone, usage),
+        auto_class=_auto_class(backbone, head, usage),
         is_seq2seq=backbone.architecture == "seq2seq",
         is_pooled=isinstance(kind, PooledKind),
         head=head,
@@ -90,6 +98,19 @@ def _example_messages(kind: Kind[Any]) -> tuple[Message, ...]:
     if prompt is None or not (prompt.template or prompt.system or prompt.instruction):
         return ()
     return prompt.with_context(messages_of("a text"))
+
+
+def _source(backbone: Backbone, usage: Usage) -> str:
+    """Return what is loaded, before an adapter is put on it."""
+    if usage.engine:
+        return base_source(backbone)
+    return hub_name(backbone.name) if usage.is_adapter else "DIR"
+
+
+def _auto_class(backbone: Backbone, head: Head | None, usage: Usage) -> str:
+    if usage.adapter and usage.adapter.labels:
+        return "AutoModelForSequenceClassification"
+    return "AutoModel" if head else _AUTO_CLASSES[backbone.architecture]
 
 
 def _front_matter(backbone: Backbone, usage: Usage) -> dict[str, Any]:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.families import Architecture
-from continual.backbones.hub import hub_name
+from continual.backbones.hub import hub_name, resolve_source
+from continual.backbones.quantization import plain_name
 from continual.backbones.site_names import contract_attentions
 from continual.deltas import METHODS, Delta, MethodSettings
 from continual.deltas.peft_format import PeftAdapter, PeftFormat, PlacedModule
@@ -74,7 +77,7 @@ class BackboneModuleLayout:
 _TASK_TYPES: Mapping[Architecture, str | None] = {"encoder": None, "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
-def _language_model_prefix(backbone: Backbone) -> str:
+def language_model_prefix(backbone: Backbone) -> str:
     """Return the prefix of the backbone's module names in its language model."""
     name = next(name for name, module in backbone.language_model.named_modules() if module is backbone.model)
     return f"{name}." if name else ""
@@ -106,17 +109,25 @@ def to_peft(backbone: Backbone, delta: Delta) -> PeftAdapter:
         raise ExchangeError(
             f"PEFT has no form of a {delta.method} delta; it has one of: {', '.join(peft_methods())}. {remedy}"
         )
-    layout = BackboneModuleLayout(backbone, "" if delta.head else _language_model_prefix(backbone))
+    layout = BackboneModuleLayout(backbone, "" if delta.head else language_model_prefix(backbone))
     adapter = delta.settings.to_peft(layout, delta.values)
     _require_own_modules(backbone, adapter)
+    task_type = "FEATURE_EXTRACTION" if delta.head else _TASK_TYPES[backbone.architecture]
+    base = {"base_model_name_or_path": hub_name(backbone.name)}
+    return PeftAdapter({**adapter.config, **base, **common_config(backbone), "task_type": task_type}, adapter.tensors)
+
+
+def common_config(backbone: Backbone) -> dict[str, Any]:
+    """Return the settings that all adapters of a backbone have in common: its commit, and that they are trained."""
     commit = getattr(backbone.model.config, "_commit_hash", None)  # of a backbone from the hub
-    common = {
-        "base_model_name_or_path": hub_name(backbone.name),
-        **({"revision": commit} if commit else {}),
-        "inference_mode": True,
-        "task_type": "FEATURE_EXTRACTION" if delta.head else _TASK_TYPES[backbone.architecture],
-    }
-    return PeftAdapter({**adapter.config, **common}, adapter.tensors)
+    return {**({"revision": commit} if commit else {}), "inference_mode": True}
+
+
+def base_source(backbone: Backbone) -> str:
+    """Return where another program finds the backbone: the path of its folder, or its hub id."""
+    name, _ = plain_name(backbone.name)
+    source = Path(resolve_source(name))
+    return str(source.resolve()) if source.is_dir() else hub_name(name)
 
 
 def _require_own_modules(backbone: Backbone, adapter: PeftAdapter) -> None:

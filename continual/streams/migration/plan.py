@@ -6,18 +6,17 @@ identical row for row; all checks on the new backbone are made for every task be
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from continual.backbones.backbone import Backbone
 from continual.errors import MethodError
-from continual.learning.champion_contest import matching_recorded_rows
 from continual.learning.record import task_record
+from continual.learning.recorded_rows import reload_rows
 from continual.streams.preflight import incompatibilities, raise_problems, require_trainable
 from registry import BackboneRecord, Registry, StoredDelta, StoredPosition, not_found
-from tasks import TaskData, TaskSpec, load_task
+from tasks import TaskData
 from tasks.errors import DataError, InputError
 
 FINGERPRINT_DIGITS = 8  # digits of the new backbone's fingerprint in the name of a migration's stream
@@ -196,22 +195,6 @@ def task_migration(registry: Registry, old: StoredDelta, position: StoredPositio
         return TaskMigration(old, new, reload_rows(old))
     except (DataError, ValidationError) as error:
         return TaskMigration(old, new, skip_reason=None if new else str(error))
-
-
-def reload_rows(old: StoredDelta) -> TaskData:
-    """Load the rows that a delta was learned from again, with its recipe.
-
-    Raises:
-        DataError: The source of the rows is unknown, or the rows have changed.
-    """
-    if old.data is None or old.data.folder is None:
-        raise DataError(f"where the rows of {old.name} came from is not known, as of one that was imported")
-    data = load_task(TaskSpec.model_validate(old.data.spec), folder=Path(old.data.folder), seed=old.data.seed)
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    train, validation, test = (matching_recorded_rows(rows, old.data, split) for split, rows in splits.items())
-    if train is None or validation is None or test is None:
-        raise DataError(f"task {old.task!r}: the rows are others than those that {old.name} was learned from")
-    return replace(data, labels=old.labels, train=train, validation=validation, test=test)
 
 
 def check_migratable(backbone: Backbone, registry: Registry, loaded: Collection[TaskData]) -> None:
