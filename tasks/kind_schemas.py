@@ -61,7 +61,8 @@ KIND_SCHEMAS = PluginRegistry[KindSchema]("kind", "continual.kinds", check=_chec
     ),
     "generation": KindSchema(
         "continual.kinds.generation:Generation",
-        "texts", "target", "targets", ("chrf", "bleu", "rouge_l", "exact_match", "sari"),
+        "texts", "target", "targets",
+        ("chrf", "bleu", "rouge_l", "exact_match", "sari", "normalized_match", "numeric_match"),
         ("references", "prompt", "completion", "messages", "system", "instruction", "chat_template", "truncate"),
     ),
 })

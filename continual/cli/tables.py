@@ -8,7 +8,7 @@ from rich.text import Text
 
 from continual.cli.table_layout import Cell, TextTable, print_table, print_text
 from continual.reports.comparison import COST_LEGEND, MEASURE_LEGEND, MEASURE_PATHS, measure_values
-from continual.reports.report import MEASURES, Document, kept_start, serving_note, transfer_gain
+from continual.reports.report import MEASURES, Document, below_baseline, kept_start, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 
 SCORE_COLORS = ((0.9, "bold green"), (0.75, "green"), (0.6, "yellow"))  # least score, style
@@ -50,7 +50,7 @@ def print_report(console: Console, document: Document) -> None:
     for task in document["per_task"]:
         for warning in task["warnings"]:
             print_text(console, f"{task['task']}: {warning}", style="yellow")
-        if note := kept_start(task):
+        for note in filter(None, (kept_start(task), below_baseline(task))):
             print_text(console, f"{task['task']}: {note}", style="yellow")
     for task in document["unfinished"]:
         print_text(console, f"{task['task']} is not learned: {task['error'] or task['state']}", style="red")

@@ -8,6 +8,7 @@ from rich.console import Console
 from continual.cli.class_tables import print_classes
 from continual.cli.table_layout import TextTable, print_record, print_table, print_text
 from continual.cli.tables import format_value
+from continual.reports.report import below_baseline
 
 HEADINGS = ("delta", "status", "method", "score", "95 % interval", "ECE", "test rows", "learned on")
 NUMERIC = (False, False, False, True, True, True, True, False)
@@ -66,4 +67,6 @@ def _notes(version: Mapping[str, Any]) -> Iterator[str]:
         yield f"came from {parent['delta']} ({parent['kind'].replace('_', ' ')}, weight {parent['weight']:.2g})"
     if version["reason"]:
         yield version["reason"]
+    if note := below_baseline(version):
+        yield note
     yield from (f"warning: {warning}" for warning in version["warnings"])

@@ -133,6 +133,23 @@ class Classification(PooledKind[ClassificationRows]):
         """Return the labels and their probabilities."""
         return {"labels": self.labels, "probabilities": label_probabilities(answers, self.labels)}
 
+    def baseline_answers(self, train: LabelledTexts, rows: ClassificationRows) -> list[Answer]:
+        """Return the most frequent label of the train rows."""
+        return majority_answers(train.labels, self.labels, len(rows.truth))
+
+
+def majority_answers(train_labels: Sequence[str], labels: Sequence[str], count: int) -> list[Answer]:
+    """Return `count` times the most frequent label, with probability 1; of equally frequent ones the first.
+
+    Args:
+        train_labels: The labels of the train rows.
+        labels: The C labels of the task.
+        count: Number of answers.
+    """
+    label = max(labels, key=train_labels.count)
+    probabilities = np.array([float(each == label) for each in labels], np.float32)
+    return [Answer(label, 1.0, LabelDistribution(tuple(labels), probabilities))] * count
+
 
 def label_indices(row_labels: Sequence[str], labels: Sequence[str]) -> Tensor:
     """Return the index in `labels` [N] of each row's label."""

@@ -212,9 +212,9 @@ class Generation(Kind[GenerationRows]):
 
     def loss_from(self, context: ForwardContext[GenerationRows], delta: Delta, result: Sequence[Generated]) -> float:
         """Compute the mean cross entropy of all target tokens, in a pass of their own: answers are written freely."""
-        prompts, targets = context.rows.prompts, context.rows.targets
-        log_probs = context.run(forward_continuation_log_prob(context.backbone, prompts, targets))
-        return -float(log_probs.double().sum()) / sum(map(len, targets))
+        likelihood = self.likelihood_inputs(context)
+        loss: float = -sum(likelihood["target_log_probabilities"]) / sum(likelihood["target_lengths"])
+        return loss
 
     def rank(self, score: float, loss: float) -> tuple[float, float]:
         """Rank by the loss first: a score of a few written texts is mostly chance."""
@@ -236,6 +236,16 @@ class Generation(Kind[GenerationRows]):
     def metric_inputs(self, rows: GenerationRows, answers: Sequence[Answer]) -> Mapping[str, Any]:
         """Return the texts that were answered."""
         return {"sources": rows.sources}
+
+    def likelihood_inputs(self, context: ForwardContext[GenerationRows]) -> Mapping[str, Any]:
+        """Return the log probability of each target [N], in nats, and its number of tokens."""
+        prompts, targets = context.rows.prompts, context.rows.targets
+        log_probs = context.run(forward_continuation_log_prob(context.backbone, prompts, targets))
+        return {"target_log_probabilities": log_probs.tolist(), "target_lengths": [*map(len, targets)]}
+
+    def baseline_answers(self, train: LabelledTexts, rows: GenerationRows) -> list[Answer]:
+        """Return the texts themselves."""
+        return [Answer(source, None) for source in rows.sources]
 
 
 def _targets(rows: LabelledTexts) -> list[GenerationTarget]:

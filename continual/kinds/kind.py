@@ -362,6 +362,26 @@ class Kind(ABC, Generic[P]):
         """
         return {}
 
+    def likelihood_inputs(self, context: ForwardContext[P]) -> Mapping[str, Any]:
+        """Return what metrics may need of the targets' likelihood; nothing by default.
+
+        Args:
+            context: The N rows, with their targets, through the delta.
+
+        Returns:
+            Inputs by their names in `continual.metrics.INPUTS`.
+        """
+        return {}
+
+    def baseline_answers(self, train: LabelledTexts, rows: P) -> list[Answer] | None:
+        """Return for each row [N] an answer that takes no learning; None for a kind without one, which is the default.
+
+        Args:
+            train: The train rows.
+            rows: The N rows to answer.
+        """
+        return None
+
 
 class PooledKind(Kind[P]):
     """A kind that answers a text from its pooled vector alone.

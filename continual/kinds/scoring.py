@@ -3,8 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from continual.kinds.kind import Answer, Kind, PreparedRows, answer_labels
-from continual.metrics import NO_INPUTS, ScoreWithInterval, metric_score, required_inputs, score_with_interval
+from continual.kinds.kind import Answer, ForwardContext, Kind, PreparedRows, answer_labels
+from continual.metrics import (
+    NO_INPUTS,
+    SECONDARY_METRICS,
+    ScoreWithInterval,
+    metric_score,
+    required_inputs,
+    score_with_interval,
+)
 
 
 def score_answers(kind: Kind[Any], metric: str, rows: PreparedRows, answers: Sequence[Answer]) -> float:
@@ -32,6 +39,22 @@ def score_answers_with_interval(
     """Score the answers to N rows, with a 95 % interval; arguments and errors are those of `score_answers`."""
     inputs = _metric_inputs(kind, metric, rows, answers)
     return score_with_interval(metric, rows.truth, answer_labels(answers), kind=kind.metric_kind, inputs=inputs)
+
+
+def secondary_scores(context: ForwardContext[Any], kind: Kind[Any], answers: Sequence[Answer]) -> dict[str, float]:
+    """Return what is measured beside the score of N rows, by metric.
+
+    Args:
+        context: The rows, with targets, through the delta.
+        kind: The kind of the task.
+        answers: Their answers, N.
+    """
+    if not (metrics := SECONDARY_METRICS.get(kind.metric_kind, ())):
+        return {}
+    rows = context.rows
+    inputs = {**kind.metric_inputs(rows, answers), **kind.likelihood_inputs(context)}
+    labels = answer_labels(answers)
+    return {m: metric_score(m, rows.truth, labels, kind=kind.metric_kind, inputs=inputs) for m in metrics}
 
 
 def misrouted(kind: Kind[Any], rows: PreparedRows) -> list[Answer]:

@@ -18,7 +18,13 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.classification import argmax_answers, label_indices, label_probabilities, wrong_labels
+from continual.kinds.classification import (
+    argmax_answers,
+    label_indices,
+    label_probabilities,
+    majority_answers,
+    wrong_labels,
+)
 from continual.kinds.cloze import (
     Cloze,
     answer_word_scores,
@@ -163,3 +169,7 @@ class TemplateClassification(Kind[TemplateRows]):
     def metric_inputs(self, rows: TemplateRows, answers: Sequence[Answer]) -> Mapping[str, Any]:
         """Return the labels and their probabilities."""
         return {"labels": self.labels, "probabilities": label_probabilities(answers, self.labels)}
+
+    def baseline_answers(self, train: LabelledTexts, rows: TemplateRows) -> list[Answer]:
+        """Return the most frequent label of the train rows."""
+        return majority_answers(train.labels, self.labels, len(rows.truth))

@@ -17,11 +17,10 @@ from continual.features.signature import Signature
 from continual.inference.opinions import opinion_from_outputs
 from continual.inference.task_statistics import task_signature
 from continual.kinds import Answer, ForwardContext, HeadStart, Outputs
-from continual.kinds.scoring import score_answers, score_answers_with_interval
+from continual.kinds.scoring import score_answers, score_answers_with_interval, secondary_scores
 from continual.learning.checkpoint import Checkpoint, TaskPlan
 from continual.learning.prepared import PreparedTask
-from continual.metrics import CALIBRATION_METRICS
-from continual.reports.report import LOSS
+from continual.reports.report import BASELINE, LOSS, baseline_fields
 from continual.routing import Opinion, RoutingStatistics
 from continual.training.method_search import (
     SearchCandidate,
@@ -93,6 +92,14 @@ class LearnedTask:
             "epochs": len(self.trained.curve) - 1,
         }
 
+    @property
+    def baseline(self) -> dict[str, Any]:
+        """The fields of the report's `per_task` about the score and that of answers without learning."""
+        alone = next(score for score in self.scores if (score.split, score.mode) == ("test", "oracle"))
+        baseline = next((score for score in self.scores if score.metric == BASELINE), None)
+        value = baseline.value if baseline else None
+        return {"score": alone.value, "test_rows": alone.rows, **baseline_fields(self.task.kind.metric_kind, value)}
+
 
 @dataclass(frozen=True)
 class LearningRun:
@@ -150,7 +157,8 @@ class LearningRun:
             _score(task, "oracle", outputs),
             _score(task, "frozen", frozen_outputs),
             _score(task, "random_init", random_outputs),
-            *_calibration(task, outputs),
+            *_secondary_scores(task, view, outputs),
+            *_baseline_score(task),
         ]
         if best := best_neighbour(candidates):  # untrained: the forward transfer
             head = best.start_without_transferred_head.head
@@ -268,12 +276,22 @@ def _score(task: PreparedTask, mode: ScoreMode, outputs: Outputs) -> Score:
     return Score(split="test", metric=metric, mode=mode, **asdict(score))
 
 
-def _calibration(task: PreparedTask, outputs: Outputs) -> Iterator[Score]:
-    """The calibration of outputs for the test rows, without intervals: resamples of an absolute error are biased."""
-    for metric in CALIBRATION_METRICS.get(task.kind.metric_kind, ()):
-        answers = task.kind.answers(task.backbone, outputs, task.test)
-        value = score_answers(task.kind, metric, task.test, answers)
+def _secondary_scores(task: PreparedTask, view: ForwardContext[Any], outputs: Outputs) -> Iterator[Score]:
+    """Yield what is measured beside the score of the test rows, without intervals.
+
+    Resamples of an absolute error, as a calibration error is, are biased.
+    """
+    answers = task.kind.answers(task.backbone, outputs, task.test)
+    for metric, value in secondary_scores(view, task.kind, answers).items():
         yield Score(split="test", metric=metric, mode="calibration", value=value, rows=len(answers))
+
+
+def _baseline_score(task: PreparedTask) -> Iterator[Score]:
+    """The score of the kind's answers without learning to the test rows, where it has any."""
+    answers = task.kind.baseline_answers(task.data.train, task.test)
+    if answers is not None:
+        value = score_answers(task.kind, task.data.spec.metric, task.test, answers)
+        yield Score(split="test", metric=BASELINE, mode="calibration", value=value, rows=len(answers))
 
 
 def _curve(task: PreparedTask, trained: TrainingResult) -> Iterator[Score]:

@@ -1,17 +1,20 @@
-"""Metrics of answers, with 95 % intervals: fractions, higher is better, except the expected calibration error.
+"""Metrics of answers, with 95 % intervals: fractions, and higher is better.
 
-Correlations and R² can be negative. A metric takes the targets and the answers, row by row, and returns a function from
-row indices, some perhaps several times, to the score of those rows: per-row work is done once for all bootstrap
-samples. A metric that needs more than targets and answers declares it by keyword-only parameters (`INPUTS`):
+The metrics measured beside a score (`SECONDARY_METRICS`) are the exception: lower is better, and a perplexity is no
+fraction. Correlations and R² can be negative. A metric takes the targets and the answers, row by row, and returns a
+function from row indices, some perhaps several times, to the score of those rows: per-row work is done once for all
+bootstrap samples. A metric that needs more than targets and answers declares it by keyword-only parameters (`INPUTS`):
 
     labels          the C labels of the task, sorted
     probabilities   the probability of each label [N, C], float64
     sources         the N texts that were answered
+    target_log_probabilities, target_lengths
+                    of each target [N], in nats, and its number of tokens
 
 Shapes: N rows, C labels.
 """
 
-from continual.metrics.catalog import CALIBRATION_METRICS, INPUTS, label_obstacle, metrics_of, required_inputs
+from continual.metrics.catalog import INPUTS, SECONDARY_METRICS, label_obstacle, metrics_of, required_inputs
 from continual.metrics.scores import (
     NO_INPUTS,
     ScoreWithInterval,
@@ -23,9 +26,9 @@ from continual.metrics.scores import (
 from continual.metrics.subsets import Metric, RowIndices, SubsetScorer
 
 __all__ = [
-    "CALIBRATION_METRICS",
     "INPUTS",
     "NO_INPUTS",
+    "SECONDARY_METRICS",
     "Metric",
     "RowIndices",
     "ScoreWithInterval",

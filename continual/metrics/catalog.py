@@ -13,8 +13,12 @@ from typing import cast
 from continual.metrics.subsets import Metric
 from tasks.plugins import PluginRegistry
 
-INPUTS = ("labels", "probabilities", "sources")  # keyword-only parameters that a metric may declare
-CALIBRATION_METRICS = {"classification": ("ece",)}  # by kind: measured beside the score, lower is better
+# Keyword-only parameters that a metric may declare.
+INPUTS = ("labels", "probabilities", "sources", "target_log_probabilities", "target_lengths")
+SECONDARY_METRICS = {  # by kind: measured beside the score, lower is better
+    "classification": ("ece",),
+    "generation": ("perplexity",),
+}
 _BUILT_IN_KINDS = ("classification", "generation", "regression", "span")  # each a module beside this one
 
 
@@ -49,7 +53,7 @@ def _check_metric(plugin: object) -> Metric | str:
 def metrics_of(kind: str) -> PluginRegistry[Metric]:
     """Return the metrics of a kind, with those of the entry-point group `continual.metrics.KIND`.
 
-    All but those of `CALIBRATION_METRICS` can be a task's metric.
+    All but those of `SECONDARY_METRICS` can be a task's metric.
     """
     group = f"continual.metrics.{kind}"
     built_in: Mapping[str, Metric] = import_module(group).METRICS if kind in _BUILT_IN_KINDS else {}

@@ -12,7 +12,12 @@ from continual.metrics.subsets import SubsetScorer
 from tasks.errors import InputError
 
 NO_INPUTS: Mapping[str, Any] = {}
-PROPORTION_METRICS = ("accuracy", "exact_match")  # shares of right rows, whose interval is Wilson's
+PROPORTION_METRICS = (
+    "accuracy",
+    "exact_match",
+    "normalized_match",
+    "numeric_match",
+)  # shares of right rows, whose interval is Wilson's
 BOOTSTRAP_SAMPLES = 200
 Z_975 = 1.959963984540054  # the normal distribution's 97.5 % point
 

@@ -29,11 +29,12 @@ def word_f1(reference: str, answer: str) -> float:
     return 2 * common / (len(reference_words) + len(answer_words))
 
 
-def _exact_words(reference: str, answer: str) -> float:
+def exact_words(reference: str, answer: str) -> float:
+    """Return 1 where an answer has the words of a reference, else 0."""
     return float(normalize_words(reference) == normalize_words(answer))
 
 
 METRICS: Mapping[str, Metric] = {
     "f1": best_reference(word_f1),
-    "exact_match": best_reference(_exact_words),
+    "exact_match": best_reference(exact_words),
 }

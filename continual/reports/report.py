@@ -23,6 +23,9 @@ MEASURES = {
     "abstained": "share of rows abstained on",
 }
 LOSS = "loss"  # name of the loss among the metrics of a learning curve
+BASELINE = "baseline"  # name of the score of answers without learning among the metrics beside a score
+BASELINES = {"classification": "majority", "generation": "copy"}  # those answers, by kind
+_DESCRIPTIONS = {"majority": "the most frequent label of train for every row", "copy": "every text copied"}
 CONFUSION_THRESHOLD = 0.05  # share of a task's test rows routed to one other task that gives rise to advice
 Matrix = list[list[float | None]]
 
@@ -246,6 +249,8 @@ def delta_report(delta: StoredDelta, scores: DeltaScores, parents: list[Document
         "score_high": oracle.high if oracle else None,
         "test_rows": oracle.rows if oracle else None,
         "ece": scores.calibration("ece"),
+        "perplexity": scores.calibration("perplexity"),
+        **baseline_fields(delta.kind, scores.calibration(BASELINE)),
         "frozen_score": scores.value("frozen"),
         "random_init_score": scores.value("random_init"),
         "scratch_score": _value(oracle) if delta.warm_start == "scratch" else scores.value("scratch"),
@@ -287,6 +292,31 @@ def kept_start(task: Mapping[str, Any]) -> str | None:
     return (
         f"training did not improve on the start: epoch 0 of {task['epochs']} is kept, validation score "
         f"{task['validation_score']:.3f}{interval}, {task['validation_rows']} rows"
+    )
+
+
+def baseline_fields(kind: str, score: float | None) -> Document:
+    """Return the fields of `per_task` about answers without learning.
+
+    Args:
+        kind: The kind of the task.
+        score: Their score on the test rows; None where it is not known.
+    """
+    return {"baseline_score": score, "baseline": None if score is None else BASELINES.get(kind)}
+
+
+def below_baseline(task: Mapping[str, Any]) -> str | None:
+    """Return a sentence where a task scores below answers that take no learning, else None.
+
+    Args:
+        task: An entry of the report's `per_task`.
+    """
+    if task["score"] is None or task["baseline_score"] is None or task["score"] >= task["baseline_score"]:
+        return None
+    answers = _DESCRIPTIONS.get(task["baseline"], "an answer without learning")
+    return (
+        f"test score {task['score']:.3f} is below {task['baseline_score']:.3f}, that of {answers} "
+        f"({task['test_rows']} rows)"
     )
 
 

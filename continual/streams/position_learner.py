@@ -15,7 +15,7 @@ from continual.learning.checkpoint import Checkpoint, CheckpointWriter
 from continual.learning.learn import LearnedTask, LearningRun
 from continual.learning.prepared import prepare_task
 from continual.learning.record import register_learned
-from continual.reports.report import kept_start
+from continual.reports.report import below_baseline, kept_start
 from continual.streams.preflight import recipe_digest
 from continual.training.joint import train_jointly
 from continual.training.steps import TrainingCoroutine, run_training
@@ -183,7 +183,7 @@ def _register(
     """Register a learned task; return the name of its delta."""
     delta = register_learned(registry, backbone, learned, in_same_unit=in_same_unit, migrated_from=migrated_from)
     name, stored = learned.task.data.spec.name, registry.delta(delta)
-    if note := kept_start(learned.training):
+    for note in filter(None, (kept_start(learned.training), below_baseline(learned.baseline))):
         callbacks.on_note(name, note)
     if stored.version > 1:
         outcome = "serves from now on" if stored.status == "champion" else f"does not serve: {stored.reason}"

@@ -17,9 +17,9 @@ import torch
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, attached, load_delta
 from continual.kinds import KINDS, ForwardContext, Kind, kind_from_metadata, kind_metadata, kind_of_delta
-from continual.kinds.scoring import misrouted, score_answers
+from continual.kinds.scoring import misrouted, score_answers, secondary_scores
 from continual.learning.prepared import PreparedTask, prepare_task
-from continual.metrics import metrics_of
+from continual.metrics import metrics_of, required_inputs
 from continual.training.objective import evaluate_delta
 from continual.transfer.warm_start import from_scratch
 from tasks import KIND_SCHEMAS, AnswerSpan, GenerationTarget, LabelledTexts, TaskData, TaskSpec
@@ -168,8 +168,13 @@ def test_outputs_are_the_same_to_the_bit_and_answers_suit_the_metrics(name: str)
     answers = task.kind.answers(task.backbone, first, task.test)
     assert len(answers) == len(task.data.test)
     assert all(0 <= answer.score <= 1 for answer in answers if answer.score is not None)
-    for metric in metrics_of(task.kind.metric_kind):
-        for scored in (answers, misrouted(task.kind, task.test)):
+    baseline = task.kind.baseline_answers(task.data.train, task.test)
+    assert baseline is None or len(baseline) == len(answers)
+    secondary = secondary_scores(ForwardContext(task.backbone, delta, task.test), task.kind, answers)
+    assert all(map(math.isfinite, secondary.values()))
+    kind = task.kind.metric_kind
+    for metric in (name for name in metrics_of(kind) if "target_lengths" not in required_inputs(name, kind=kind)):
+        for scored in filter(None, (answers, misrouted(task.kind, task.test), baseline)):
             assert math.isfinite(score_answers(task.kind, metric, task.test, scored)), metric
 
 

@@ -1,18 +1,23 @@
 """Tasks scored by metrics that need more than answers: label probabilities, source texts."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
 
 from continual import Learner
 from continual.backbones.backbone import Backbone
+from continual.callbacks import RunCallbacks
 from continual.settings import resolve_locations
 from registry import Registry
 from tasks.errors import InputError
 from tests.conftest import backbone_of
-from tests.helpers.tiny_tasks import write_task
+from tests.helpers.tiny_tasks import rows_of, write_task
 from tests.story.test_compare import write_stream
 from tests.story.test_kinds import write_kinds
 
@@ -63,3 +68,39 @@ def test_a_simplification_is_scored_against_its_source(tmp_path: Path) -> None:
         (task,) = learner.report("kinds")["per_task"]
     assert 0 < task["score"] <= 1
     assert task["ece"] is None, "its answers have no labels"
+
+
+def test_a_task_that_copying_would_serve_better_is_noted_beside_its_perplexity(tmp_path: Path) -> None:
+    rows = rows_of("mood", 24)
+    for split, count in {"train": 24, "validation": 8, "test": 6}.items():
+        texts = rows.texts[:count]
+        lines = (json.dumps({"text": f"{split} {text}", "target": text}) + "\n" for text in texts)
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    files = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    task: dict[str, Any] = {
+        "name": "copy",
+        "kind": "generation",
+        "text": "text",
+        "target": "target",
+        "metric": "rouge_l",
+    }
+    task |= {"source": {"path": "json", "data_files": files}}
+    stream = write_stream(tmp_path, tasks=[task], budget={"epochs": 0, "max_length": 16})
+    notes: list[str] = []
+    backbone = backbone_of("gpt2")
+    with open_home(backbone, tmp_path) as learner:
+        learner.run(stream, callbacks=RunCallbacks(on_note=lambda task, note: notes.append(note)))
+        (report,) = learner.report("core")["per_task"]
+    assert report["baseline"] == "copy"
+    assert report["baseline_score"] > 0.8
+    sentence = f"test score {report['score']:.3f} is below {report['baseline_score']:.3f}, that of every text copied"
+    assert [note for note in notes if note.startswith(sentence)]
+    total, count = 0.0, 0
+    for text in rows.texts[:6]:
+        prompt, target = (backbone.tokenizer(part)["input_ids"] for part in (f"test {text}\n", str(text)))
+        target = [*target, backbone.tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = backbone.language_model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1]
+        total += float(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
+        count += len(target)
+    assert report["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from continual.metrics import metric_score, metrics_of, score_with_interval, wilson_interval
+from continual.metrics.generation import last_number
 from continual.metrics.span import normalize_words, word_f1
+from tasks import KIND_SCHEMAS
 from tasks.errors import InputError
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)
@@ -116,14 +119,14 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
     assert metric_score("rouge_l", REFERENCES, ANSWERS, kind="generation") == pytest.approx(sum(expected) / 4)
 
 
-@pytest.mark.parametrize("metric", metrics_of("generation"))
+@pytest.mark.parametrize("metric", KIND_SCHEMAS["generation"].metrics)
 @settings(deadline=None, max_examples=25)
 @given(answers=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_scores_best_against_itself(metric: str, answers: list[str]) -> None:
     inputs = {"sources": ["a text, as it was"] * len(answers)}
     value = metric_score(metric, [("the same",)] * len(answers), answers, kind="generation", inputs=inputs)
     assert 0 <= value <= 1
-    long = ["one two three four five"] * len(answers)
+    long = ["one two three four 5"] * len(answers)
     best = metric_score(metric, [(text,) for text in long], long, kind="generation", inputs=inputs)
     assert best == pytest.approx(1.0)
 
@@ -215,3 +218,44 @@ def test_the_interval_of_a_correlation_brackets_it() -> None:
     low, high = stats.pearsonr(truth, truth + np.random.default_rng(1).normal(size=200)).confidence_interval()
     assert score.low < score.value < score.high
     assert score.high - score.low == pytest.approx(high - low, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("5 + 3 = 8\n#### 8", "First 5, then 3, so the answer is 8.", 1),
+        ("#### 1,234", "It costs $1234.00", 1),
+        ("18", "18 dollars, 3 times", 0),
+        ("-2", "from 3 to −2", 1),
+        ("3", "pages 10-3", 1),
+        ("0.5", "a half, .50", 1),
+        ("8", "", 0),
+        ("none", "none", 0),
+        ("19", "covid-19", 1),
+        ("3", "1,2,3", 1),
+        ("100000", "1e5", 1),
+    ],
+)
+def test_the_last_numbers_are_compared(reference: str, answer: str, expected: float) -> None:
+    assert metric_score("numeric_match", [(reference,)], [answer], kind="generation") == expected
+
+
+@given(st.decimals(-(10**9), 10**9, places=3), TEXTS)
+def test_a_number_is_read_as_it_is_written(number: Decimal, text: str) -> None:
+    assert last_number(f"{text} ({number:,})") == number
+
+
+def test_the_best_reference_counts_in_matches() -> None:
+    truth = [("7", "#### 8"), ("The cat!", "a dog")]
+    assert metric_score("numeric_match", truth, ["so 8", "9"], kind="generation") == 0.5
+    assert metric_score("normalized_match", truth, ["7.", "Dog"], kind="generation") == 1.0
+    assert metric_score("normalized_match", truth, ["9", "cat"], kind="generation") == 0.5
+
+
+def test_perplexity_is_of_all_tokens_together() -> None:
+    inputs = {"target_log_probabilities": [-2.0, -9.0, -1.0], "target_lengths": [2, 3, 1]}
+    rows = [("a",)] * 3
+    value = metric_score("perplexity", rows, ["a"] * 3, kind="generation", inputs=inputs)
+    assert value == pytest.approx(math.exp(12 / 6))
+    with pytest.raises(InputError, match="target_lengths"):
+        metric_score("perplexity", rows, ["a"] * 3, kind="generation")

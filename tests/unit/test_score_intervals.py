@@ -16,7 +16,7 @@ from continual.features.tokens import pad
 from continual.kinds import ForwardContext
 from continual.kinds.classification import Classification
 from continual.metrics import (
-    CALIBRATION_METRICS,
+    SECONDARY_METRICS,
     metric_score,
     metrics_of,
     required_inputs,
@@ -52,7 +52,7 @@ def test_wilson_intervals_lie_in_0_1_and_hold_the_share(rows: int, data: st.Data
 
 def test_every_metric_of_a_task_exists() -> None:
     for kind, schema in KIND_SCHEMAS.items():
-        assert tuple(metrics_of(kind)) == (*schema.metrics, *CALIBRATION_METRICS.get(kind, ()))
+        assert tuple(metrics_of(kind)) == (*schema.metrics, *SECONDARY_METRICS.get(kind, ()))
 
 
 @given(ANSWERS)

@@ -10,7 +10,7 @@ from continual.reports.html.document import Section, Table, format_cell, page, r
 from continual.reports.html.heatmap import ColorScale, heatmap_table, shared_color_scale
 from continual.reports.html.lineage import lineage_graph
 from continual.reports.plots import confusion_shares
-from continual.reports.report import MEASURES, Document, kept_start, serving_note, transfer_gain
+from continual.reports.report import MEASURES, Document, below_baseline, kept_start, serving_note, transfer_gain
 from continual.reports.stream_measures import mean
 from registry import Registry
 
@@ -31,6 +31,7 @@ def stream_page(registry: Registry, document: Document) -> str:
         *_unfinished(document),
         *_data_warnings(document),
         *_kept_starts(document),
+        *_below_baselines(document),
         *_scores(document),
         *class_sections(document["per_task"]),
         *_routing(document),
@@ -81,6 +82,13 @@ def _data_warnings(document: Document) -> Iterator[Section]:
         yield Section("Suspicious data", text, table=Table(("task", "warning"), rows))
 
 
+def _below_baselines(document: Document) -> Iterator[Section]:
+    rows = tuple((task["task"], note) for task in document["per_task"] if (note := below_baseline(task)))
+    if rows:
+        text = "Tasks whose scores on test rows are below those of answers that take no learning."
+        yield Section("Below a trivial answer", text, table=Table(("task", "scores"), rows))
+
+
 def _kept_starts(document: Document) -> Iterator[Section]:
     rows = tuple((task["task"], note) for task in document["per_task"] if (note := kept_start(task)))
     if rows:
@@ -102,12 +110,23 @@ def _scores(document: Document) -> Iterator[Section]:
     yield Section("Scores with the task known", f"{rows} {above}", html=heat)
     heat = heatmap_table(routed, names, scale=scale, caption="Score, with the task chosen by the router", corner=after)
     yield Section("Scores with the task routed", f"{rows} A row sent to another task is wrong.", html=heat)
-    columns = ("task", "score", "95 % low", "95 % high", "frozen", "ECE", "test rows")
-    keys = ("task", "score", "score_low", "score_high", "frozen_score", "ece", "test_rows")
+    columns = ("task", "score", "95 % low", "95 % high", "frozen", "trivial", "ECE", "perplexity", "test rows")
+    keys = (
+        "task",
+        "score",
+        "score_low",
+        "score_high",
+        "frozen_score",
+        "baseline_score",
+        "ece",
+        "perplexity",
+        "test_rows",
+    )
     table = Table(columns, _cells(document["per_task"], keys))
     caption = (
-        "Score on test rows with the task known; frozen: the best without any training; ECE: expected calibration "
-        "error of the answers' probabilities, lower is better"
+        "Score on test rows with the task known; frozen: the best without any training; trivial: the most frequent "
+        "label, or the text copied; ECE: expected calibration error of the answers' probabilities, lower is better; "
+        "perplexity: of the targets' tokens, lower is better"
     )
     text = "\n".join(note for task in document["per_task"] if (note := serving_note(task)))
     yield Section("Score of each task", text, table=table, caption=caption)
