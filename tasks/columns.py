@@ -36,12 +36,19 @@ class Column:
         """Return the error for the value of row `row`, counted from 1."""
         return DataError(f"{self.location}: column {self.name!r}, row {row}: {problem}")
 
-    def read(self, parse: Callable[[Any], Value | None], *, allowed: str) -> tuple[Value, ...]:
+    def read(
+        self,
+        parse: Callable[[Any], Value | None],
+        *,
+        allowed: str,
+        fault: Callable[[Any], str | None] = lambda _: None,
+    ) -> tuple[Value, ...]:
         """Parse every value of the column.
 
         Args:
             parse: Returns the parsed value, or None for a value that it rejects.
             allowed: Description of the accepted values, for the message.
+            fault: Returns what is wrong inside a rejected value, where that can be told.
 
         Returns:
             The parsed values, in order.
@@ -53,7 +60,8 @@ class Column:
         for row, value in enumerate(self.values, 1):
             result = parse(value)
             if result is None:
-                raise self.error_for(row, f"{value!r:.80} is not {allowed}")
+                inside = f"{problem}: " if (problem := fault(value)) else ""
+                raise self.error_for(row, f"{inside}{value!r:.80} is not {allowed}")
             parsed.append(result)
         return tuple(parsed)
 

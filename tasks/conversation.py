@@ -64,6 +64,25 @@ def parse_messages(value: Any) -> tuple[Message, ...] | None:
     return messages if len(messages) == len(value) else None
 
 
+def message_fault(value: Any) -> str | None:
+    """Describe the first message of a list that cannot be read, or return None where every one can.
+
+    >>> message_fault([{"role": "user", "content": "hello"}, {"role": "robot", "content": "hi"}])
+    "message 2 has the role 'robot'"
+    """
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        return None
+    for number, message in enumerate(value, start=1):
+        if _parse_message(message):
+            continue
+        if not isinstance(message, Mapping):
+            return f"message {number} is {message!r:.80}"
+        role = message.get("role")
+        field = "content" if isinstance(role, str) and _SAME_ROLE.get(role, role) in ROLES else "role"
+        return f"message {number} has the {field} {message.get(field)!r:.80}"
+    return None
+
+
 def _parse_message(value: Any) -> Message | None:
     if not isinstance(value, Mapping):
         return None

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.columns import Column, Table
-from tasks.conversation import ASSISTANT, MESSAGES, USER, Message, Text, messages_of, parse_messages, text_of
+from tasks.conversation import (
+    ASSISTANT,
+    MESSAGES,
+    USER,
+    Message,
+    Text,
+    message_fault,
+    messages_of,
+    parse_messages,
+    text_of,
+)
 from tasks.rows import GenerationTarget, LabelledTexts
 from tasks.spec import TaskSpec
 from tasks.targets import target_column
@@ -38,6 +48,7 @@ def _read_conversations(spec: TaskSpec, table: Table) -> tuple[tuple[Text, ...],
     rows = table.column(spec.messages).read(
         _parse_conversation,
         allowed=f"{MESSAGES}, with an assistant's after a user's; mend the row or drop it",
+        fault=message_fault,
     )
     return _split_at_target(rows)
 
@@ -60,6 +71,7 @@ def _read_pairs(spec: TaskSpec, table: Table) -> tuple[tuple[Text, ...], tuple[s
     completions = column.read(
         _parse_completion,
         allowed="a text, or a list of messages, the last an assistant's; mend the row or drop it",
+        fault=message_fault,
     )
     return _split_at_target(
         tuple((*messages_of(text), *completion) for text, completion in zip(texts, completions, strict=True))
@@ -72,7 +84,7 @@ def _read_texts(spec: TaskSpec, table: Table) -> tuple[Text, ...]:
     column = table.column(spec.text)
     if not _holds_lists(column):
         return column.texts()
-    return column.read(_parse_prompt, allowed=f"a text, or {MESSAGES}; mend the row or drop it")
+    return column.read(_parse_prompt, allowed=f"a text, or {MESSAGES}; mend the row or drop it", fault=message_fault)
 
 
 def _holds_lists(column: Column) -> bool:

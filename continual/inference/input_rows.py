@@ -13,7 +13,7 @@ from typing import Any
 from continual.errors import InputLineError
 from continual.inference.predictor import ANSWER_FIELDS, Prediction, Predictor
 from tasks import Text, parse_messages, text_of
-from tasks.conversation import MESSAGES
+from tasks.conversation import MESSAGES, message_fault
 
 ALLOWED = (
     'a text, a pair of texts, or {"text": …} (or "messages") with a text or a pair and, if it is known, the "task"'
@@ -133,7 +133,8 @@ def frame_records(frame: Any) -> list[dict[str, Any]]:
 def _conversation(value: Any, *, where: str) -> Text:
     messages = parse_messages(value.tolist() if hasattr(value, "tolist") else value)  # Parquet's arrays
     if messages is None:
-        raise InputLineError(f"{where} has the messages {value!r:.80}; give {MESSAGES}")
+        inside = f"{problem}: " if (problem := message_fault(value)) else ""
+        raise InputLineError(f"{where} has the messages {inside}{value!r:.80}; give {MESSAGES}")
     return text_of([message._replace(learned=False) for message in messages])
 
 

@@ -127,6 +127,23 @@ def test_a_row_without_a_learned_turn_is_refused(tmp_path: Path, value: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("last", "fault"),
+    [
+        (message("robot", "a"), "message 42 has the role 'robot'"),
+        ({"content": "a"}, "message 42 has the role None"),
+        (message("assistant", None), "message 42 has the content None"),
+    ],
+)
+def test_the_message_that_cannot_be_read_is_named(tmp_path: Path, last: dict[str, Any], fault: str) -> None:
+    turns = [turn for _ in range(20) for turn in (user("q"), assistant("a"))]
+    rows = [{"m": [*turns, user("q"), last], "p": [*turns, user("q"), last], "c": [last]}]
+    with pytest.raises(DataError, match=f"column 'm', row 1: {fault}: "):
+        load(tmp_path, rows, messages="m")
+    with pytest.raises(DataError, match=f"column 'p', row 1: {fault}: "):
+        load(tmp_path, rows, prompt="p", completion="c")
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"prompt": "p", "text": "q", "completion": "c"}, "'prompt' is another name of 'text': give one of them"),
