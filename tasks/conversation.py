@@ -65,12 +65,14 @@ def parse_messages(value: Any) -> tuple[Message, ...] | None:
 
 
 def message_fault(value: Any) -> str | None:
-    """Describe the first message of a list that cannot be read, or return None where every one can.
+    """Describe the first message that cannot be read, or that a text stands for a list; None where neither is so.
 
     >>> message_fault([{"role": "user", "content": "hello"}, {"role": "robot", "content": "hi"}])
     "message 2 has the role 'robot'"
     """
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+    if isinstance(value, str):
+        return "the messages are one text (write the list itself, in JSON lines or Parquet)"
+    if isinstance(value, Mapping) or not isinstance(value, Sequence):
         return None
     for number, message in enumerate(value, start=1):
         if _parse_message(message):

@@ -133,8 +133,8 @@ def frame_records(frame: Any) -> list[dict[str, Any]]:
 def _conversation(value: Any, *, where: str) -> Text:
     messages = parse_messages(value.tolist() if hasattr(value, "tolist") else value)  # Parquet's arrays
     if messages is None:
-        inside = f"{problem}: " if (problem := message_fault(value)) else ""
-        raise InputLineError(f"{where} has the messages {inside}{value!r:.80}; give {MESSAGES}")
+        inside = f" ({problem})" if (problem := message_fault(value)) else ""
+        raise InputLineError(f"{where} has the messages {value!r:.80}{inside}; give {MESSAGES}")
     return text_of([message._replace(learned=False) for message in messages])
 
 

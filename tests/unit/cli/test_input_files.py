@@ -96,5 +96,5 @@ def test_a_conversation_is_an_input() -> None:
     assert parse_row({"text": "t", "messages": turns}, where="row 1") == InputRow("t", None, {"messages": turns})
     answer = Prediction(chat, "t", "x", None, False, None, False, "t@1")
     assert json.loads(json.dumps(answer.to_json()))["text"] == turns
-    with pytest.raises(InputLineError, match=r"row 1 has the messages .*; give a list of messages such as"):
+    with pytest.raises(InputLineError, match=r"row 1 .* \(message 1 is 'q'\); give a list of messages such as"):
         parse_row({"messages": ["q"]}, where="row 1")

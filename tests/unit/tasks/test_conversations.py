@@ -143,6 +143,12 @@ def test_the_message_that_cannot_be_read_is_named(tmp_path: Path, last: dict[str
         load(tmp_path, rows, prompt="p", completion="c")
 
 
+def test_messages_that_are_one_text_are_refused(tmp_path: Path) -> None:
+    rows = [{"m": json.dumps([user("q"), assistant("a")])}]
+    with pytest.raises(DataError, match=r"the messages are one text \(write the list itself, in JSON lines"):
+        load(tmp_path, rows, messages="m")
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
