@@ -81,6 +81,7 @@ def write_model_card(
         kind=delta.kind,
         max_length=delta.budget["max_length"],
         messages=_example_messages(kind),
+        max_new_tokens=kind.longest if isinstance(kind, Generation) else None,
         template=CHAT_TEMPLATE if chat_template(kind) else None,
         **vars(usage),
     )
