@@ -6,8 +6,8 @@ import platform
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-if platform.machine() in ("x86_64", "AMD64"):  # with AVX-512 attention approximates exponentials, and sums are others
-    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+if platform.machine() in ("x86_64", "AMD64"):  # with AVX-512 PyTorch's attention approximates exponentials
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 
 import importlib.util
 from dataclasses import replace

@@ -35,7 +35,9 @@ def says_what_it_said(registry: Registry, folder: Path) -> None:
         assert (answer.pop("possible"), answer.pop("error")) == ((), None)
         # The router of a later release has its own confidence.
         assert (answer.pop("confidence") is None) == (before.pop("confidence") is None)
-        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=1e-4)
+        # Sums in another order, as other processors have them, move these scores by up to 1.5e-4: the head's weights
+        # are large.
+        assert answer.pop("score") == pytest.approx(before.pop("score"), abs=5e-4)
         assert answer == before
 
 
