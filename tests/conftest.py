@@ -22,7 +22,7 @@ from hypothesis import settings
 from continual.backbones.backbone import Backbone, load_backbone
 from tests.helpers.cli import cli  # noqa: F401 (fixture)
 from tests.helpers.databases import bucket, database, postgres, postgres_url, shared_database  # noqa: F401 (fixtures)
-from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_models import SUITE_FAMILIES, WRITERS
 from tests.helpers.tiny_tasks import save_backbone, tiny_backbone
 
 torch.set_num_threads(1)
@@ -31,10 +31,6 @@ settings.load_profile("shared machine")
 gc.disable()  # until all tests are collected: objects made meanwhile live to the end
 
 backbone_of = cache(tiny_backbone)
-LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "MTModel", "LMHeadModel")  # ends of their classes' names
-WRITERS = [
-    kind for kind, (_, model, _) in TINY_CONFIGS.items() if model.endswith(LANGUAGE_MODELS) and kind != "qwen3_5"
-]
 LONGEST = {"test_real_data.py", "test_faults.py", "test_readme.py", "test_shared_storage.py", "test_plugins.py"}
 
 
@@ -73,13 +69,13 @@ def roberta() -> Backbone:
     return backbone_of("roberta")
 
 
-@pytest.fixture(scope="session", params=TINY_CONFIGS)
+@pytest.fixture(scope="session", params=SUITE_FAMILIES)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    """A tiny backbone of each family; a test that takes it runs once per family."""
+    """A tiny backbone of each family that differs; a test that takes it runs once per family."""
     return backbone_of(request.param)
 
 
-@pytest.fixture(scope="session", params=WRITERS)
+@pytest.fixture(scope="session", params=[kind for kind in WRITERS if kind in SUITE_FAMILIES])
 def writer(request: pytest.FixtureRequest) -> Backbone:
     """A tiny backbone of each family with a language model, for tasks that generate."""
     return replace(backbone_of(request.param), generates=True)

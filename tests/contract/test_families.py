@@ -24,12 +24,26 @@ from continual.deltas.edit import LayerFilter
 from continual.deltas.forms import Vector
 from continual.errors import MethodError
 from continual.features.tokens import pad, tokenize
+from tests.conftest import backbone_of
+from tests.helpers.tiny_models import TINY_CONFIGS, WRITERS
 from tests.helpers.tiny_tasks import delta_of_edits, is_unreached, perturbed_delta, supported_methods, tiny_backbone
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 GROUPS = ("projections", "norms", "embeddings")
 # Heads that turn hidden states to words, and the tables of words that the stacks only share the weights of.
 NO_SITE = {"lm_head", "shared"}
+
+
+@pytest.fixture(scope="session", params=TINY_CONFIGS)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    """Return a tiny backbone of every family."""
+    return backbone_of(request.param)
+
+
+@pytest.fixture(scope="session", params=WRITERS)
+def writer(request: pytest.FixtureRequest) -> Backbone:
+    """Return a tiny backbone of every family with a language model."""
+    return replace(backbone_of(request.param), generates=True)
 
 
 @pytest.fixture

@@ -281,6 +281,17 @@ TINY_CONFIGS: Mapping[
     "marian": (roberta_pieces, "MarianMTModel", _MARIAN),
     "pegasus": (roberta_pieces, "PegasusForConditionalGeneration", _MARIAN),
 }
+# Their tables are made of parts of others'. Only the suite of families reads them, or the suites of methods, which try
+# each method on each family, would take twice as long.
+NEAR_RELATIVES = frozenset(
+    {
+        *("mistral", "smollm3", "phi3", "gemma3", "olmo2", "qwen3_moe", "llama4", "qwen3_5", "mpnet"),
+        *("mt5", "marian", "pegasus"),
+    }
+)
+SUITE_FAMILIES = tuple(kind for kind in TINY_CONFIGS if kind not in NEAR_RELATIVES)
+LANGUAGE_MODELS = ("ForCausalLM", "ForConditionalGeneration", "MTModel", "LMHeadModel")  # ends of their classes' names
+WRITERS = tuple(kind for kind, (_, model, _) in TINY_CONFIGS.items() if model.endswith(LANGUAGE_MODELS))
 
 
 def tiny_model(kind: str, *, seed: int = 0, **changes: Any) -> tuple[Any, PreTrainedTokenizerFast]:

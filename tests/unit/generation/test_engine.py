@@ -19,11 +19,11 @@ from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.language_model import language_model_obstacle, token_nll
 from continual.kinds.writing import make_prompts
 from tests.conftest import backbone_of
-from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_models import SUITE_FAMILIES
 from tests.helpers.tiny_tasks import perturbed_delta
 from tests.helpers.writing import engine_of, finish, prompt_ids, reference, write
 
-WRITERS = [kind for kind in TINY_CONFIGS if language_model_obstacle(backbone_of(kind), what="a test") is None]
+WRITERS = [kind for kind in SUITE_FAMILIES if language_model_obstacle(backbone_of(kind), what="a test") is None]
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave", "lemon one", "beak of the sea", "one"]
 LONGEST = 9
 

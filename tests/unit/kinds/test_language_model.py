@@ -8,11 +8,11 @@ import torch
 from continual.backbones.backbone import Backbone
 from continual.kinds.language_model import token_nll
 from tests.conftest import backbone_of
-from tests.helpers.tiny_models import TINY_CONFIGS
+from tests.helpers.tiny_models import SUITE_FAMILIES
 from tests.helpers.tiny_tasks import perturbed_delta
 from tests.helpers.writing import write
 
-WRITERS = [kind for kind in TINY_CONFIGS if backbone_of(kind).architecture != "encoder"]
+WRITERS = [kind for kind in SUITE_FAMILIES if backbone_of(kind).architecture != "encoder"]
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 LONGEST = 9
 
