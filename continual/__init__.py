@@ -39,11 +39,11 @@ _MODULES = {
 def _require_own_packages() -> None:
     """Raise ImportError where a file such as the user's own tasks.py hides a package of this distribution."""
     for name in ("registry", "tasks"):
-        own, spec = Path(__file__).resolve().parents[1] / name / "__init__.py", find_spec(name)
-        if spec and spec.origin and own.exists() and Path(spec.origin).resolve() != own:
+        package_file, spec = Path(__file__).resolve().parents[1] / name / "__init__.py", find_spec(name)
+        if spec and spec.origin and package_file.exists() and Path(spec.origin).resolve() != package_file:
             raise ImportError(
-                f"{spec.origin} hides the package {name!r} that continual imports, {own.parent}. Rename the file, or "
-                "start Python in another folder.",
+                f"{spec.origin} hides the package {name!r} that continual imports, {package_file.parent}. "
+                "Rename the file, or start Python in another folder.",
                 name=name,
             )
 

@@ -55,9 +55,9 @@ def claim_store(engine: Engine, blobs: BlobStore) -> None:
             return
         if mark is None:
             require_history(session, blobs, blobs.iterate())
-    own = mark_of(mark.registry if mark else _committed_identity(engine), engine.url, blobs)
-    if mark is None or mark.blobs != own.blobs:
-        blobs.set_mark(own)
+    expected_mark = mark_of(mark.registry if mark else _committed_identity(engine), engine.url, blobs)
+    if mark is None or mark.blobs != expected_mark.blobs:
+        blobs.set_mark(expected_mark)
         with read_session(engine) as session:
             require_own_store(session, blobs)  # another new registry may have marked it at the same moment
 
@@ -85,8 +85,8 @@ def require_restorable(session: Session, blobs: BlobStore, url: URL, *, dumped: 
                 "was written. Restore into another --home, or to another CONTINUAL_BLOBS_URL."
             )
         return
-    own = mark_of(mark.registry, url, blobs)
-    if mark.blobs == own.blobs and mark.database != own.database:
+    expected_mark = mark_of(mark.registry, url, blobs)
+    if mark.blobs == expected_mark.blobs and mark.database != expected_mark.database:
         raise StoreMismatch(
             f"the blobs at {redact(blobs.url)} belong to the database that this dump was written from, at another "
             "place; two databases with one store would delete each other's blobs. Nothing was written. Restore into "
@@ -142,9 +142,10 @@ def require_history(session: Session, blobs: BlobStore, stored: Iterable[StoredB
 
 def mismatch_error(blobs: BlobStore, mark: StoreMark, identity: str | None) -> StoreMismatch:
     """Return the error for a store that is marked as another registry's."""
-    own = f"registry {identity[:8]}" if identity else "a registry that never wrote to it"
+    this_registry = f"registry {identity[:8]}" if identity else "a registry that never wrote to it"
     return StoreMismatch(
-        f"the blobs at {redact(blobs.url)} belong to registry {mark.registry[:8]}, and this is {own}. Nothing was "
-        "written or deleted. Open the registry that they belong to (--home, CONTINUAL_REGISTRY_URL), or give this one "
-        f"its own blobs (CONTINUAL_BLOBS_URL); if they are its own all the same, delete {redact(blobs.mark_path)}."
+        f"the blobs at {redact(blobs.url)} belong to registry {mark.registry[:8]}, and this is {this_registry}. "
+        "Nothing was written or deleted. Open the registry that they belong to (--home, CONTINUAL_REGISTRY_URL), or "
+        "give this one its own blobs (CONTINUAL_BLOBS_URL); if they are its own all the same, delete "
+        f"{redact(blobs.mark_path)}."
     )

@@ -156,17 +156,17 @@ class DatasetTable:
         for schema in self.files:
             if name in schema.repeated:
                 raise DataError(f"{self.location}: {schema.file} has more than one column {name!r}; rename or drop one")
-            if name not in schema.names and any(name in other.names for other in self.files):
+            if name not in schema.names and any(name in file.names for file in self.files):
                 raise DataError(
                     f"{self.location}: {schema.file} has no column {name!r}, other files of the split have "
                     f"(its columns are {', '.join(schema.names)}); give every file the column"
                 )
         for schema in self.files[1:]:
-            first, other = (file.features.get(name) for file in (self.files[0], schema))
-            if not _are_compatible(first, other):
+            first, feature = (file.features.get(name) for file in (self.files[0], schema))
+            if not _are_compatible(first, feature):
                 raise DataError(
                     f"{self.location}: column {name!r} is {_describe(first)} in {self.files[0].file} but "
-                    f"{_describe(other)} in {schema.file}, and would be read as the first; write both files alike"
+                    f"{_describe(feature)} in {schema.file}, and would be read as the first; write both files alike"
                 )
 
 

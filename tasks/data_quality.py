@@ -131,12 +131,12 @@ def _similar_labels(labels: Sequence[str]) -> Iterator[str]:
 def _common_texts(splits: Mapping[Split, LabelledTexts]) -> Iterator[str]:
     """Yield where texts of a held-out split occur in train or in the other held-out split."""
     keys = {split: [_text_key(text) for text in rows.texts] for split, rows in splits.items()}
-    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        if split in keys and other in keys:
-            others = set(keys[other])
-            if rows := [row for row, key in enumerate(keys[split], start=1) if key in others]:
+    for split, other_split in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if split in keys and other_split in keys:
+            other_keys = set(keys[other_split])
+            if rows := [row for row, key in enumerate(keys[split], start=1) if key in other_keys]:
                 yield (
-                    f"{split}: {share_of_rows(len(rows), len(keys[split]))} have a text of {other} "
+                    f"{split}: {share_of_rows(len(rows), len(keys[split]))} have a text of {other_split} "
                     f"({_row_list(rows)}), where scores count memory; keep each text in one split"
                 )
 
@@ -166,11 +166,11 @@ def _class_sizes(labels: Sequence[str]) -> Iterator[str]:
             f"train: label {_enumerate(map(repr, single))} ({len(single)} of {len(counts)} labels) has one row; give "
             "more, or drop the label"
         )
-    (frequent, most), (rare, fewest) = counts[0], counts[-1]
-    if most >= IMBALANCED_SHARE * len(labels) or most >= IMBALANCED_RATIO * fewest:
+    (frequent, max_rows), (rare, min_rows) = counts[0], counts[-1]
+    if max_rows >= IMBALANCED_SHARE * len(labels) or max_rows >= IMBALANCED_RATIO * min_rows:
         yield (
-            f"train: {share_of_rows(most, len(labels))} have label {frequent!r}, {fewest} have {rare!r}: accuracy "
-            "hardly counts rare labels; score by macro_f1, or give more rows of them"
+            f"train: {share_of_rows(max_rows, len(labels))} have label {frequent!r}, {min_rows} have {rare!r}: "
+            "accuracy hardly counts rare labels; score by macro_f1, or give more rows of them"
         )
 
 

@@ -119,8 +119,8 @@ def _refuse_beyond_bounds(root: Any) -> None:
     open_nodes: set[int] = set()
 
     def measure(node: Any) -> tuple[int, int]:  # an anchor stands before its aliases, so this recurses as parsing did
-        if (known := sizes.get(id(node))) is not None:
-            return known
+        if (known_size := sizes.get(id(node))) is not None:
+            return known_size
         if id(node) in open_nodes:
             raise _refusal(node, "this part holds itself by an alias; write out what is meant")
         if isinstance(node, yaml.ScalarNode):

@@ -125,8 +125,8 @@ def _parts(name: str, packaged: PackagedBackbone, temporary: Path) -> list[Path]
 def _part(requirement: str, pattern: str, folders: list[str]) -> Path | None:
     """Return the one file of a package that fits the pattern, or None where this release is not in the folders."""
     name, _, version = requirement.partition("==")
-    found: list[Distribution] = [each for each in distributions(name=name, path=folders) if each.version == version]
-    files = [file for each in found for file in each.files or () if file.match(pattern)]
+    releases: list[Distribution] = [each for each in distributions(name=name, path=folders) if each.version == version]
+    files = [file for each in releases for file in each.files or () if file.match(pattern)]
     return Path(str(files[0].locate())) if files else None
 
 

@@ -84,9 +84,9 @@ def _split_columns(least: Sequence[int], width: int) -> list[list[int]] | None:
         least: The width that each column needs.
         width: The width of the terminal.
     """
-    rest = range(1, len(least))
-    for size in sorted({-(-len(rest) // count) for count in rest}, reverse=True) or [1]:
-        blocks = [[0, *rest[start : start + size]] for start in range(0, len(rest), size)] or [[0]]
+    other_columns = range(1, len(least))
+    for size in sorted({-(-len(other_columns) // count) for count in other_columns}, reverse=True) or [1]:
+        blocks = [[0, *other_columns[start : start + size]] for start in range(0, len(other_columns), size)] or [[0]]
         if all(sum(least[column] + GAP for column in block) <= width for block in blocks):
             return blocks
     return None

@@ -58,14 +58,14 @@ def _compare_folder(backbone: Backbone, base: str) -> str | None:
     if source.is_dir() and source.samefile(base):
         return None
     try:
-        other = load_backbone(base, device="cpu", bits=bits)
+        recorded_base = load_backbone(base, device="cpu", bits=bits)
     except BackboneError as error:
         return _unproved(backbone, f"the recorded base {base!r} cannot be read ({error})")
-    if other.fingerprint == backbone.fingerprint:
+    if recorded_base.fingerprint == backbone.fingerprint:
         return None
     raise ExchangeError(
-        f"the adapter was trained on {base!r}, whose configuration and weights ({other.fingerprint[:12]}) are not "
-        f"those of backbone {backbone.name!r} ({backbone.fingerprint[:12]}); {_NEXT_STEP}"
+        f"the adapter was trained on {base!r}, whose configuration and weights ({recorded_base.fingerprint[:12]}) are "
+        f"not those of backbone {backbone.name!r} ({backbone.fingerprint[:12]}); {_NEXT_STEP}"
     )
 
 

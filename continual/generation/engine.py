@@ -311,18 +311,18 @@ class Engine:
         """Take the waiting rows that are read in this step: of one group, within the limits."""
         if not self._waiting or self._max_rows - self.active < min(self._limits.min_joining, len(self._waiting)):
             return []
-        group, rows, rest = self._waiting[0].group, list[_Row](), list[_Row]()
+        group, rows, skipped_rows = self._waiting[0].group, list[_Row](), list[_Row]()
         is_begun = self._shared_length(self._waiting[0]) > 0
-        while self._waiting and len(rest) < self._limits.rows:
+        while self._waiting and len(skipped_rows) < self._limits.rows:
             row = self._waiting.popleft()
             if row.group != group or (self._shared_length(row) > 0) != is_begun:
-                rest.append(row)
+                skipped_rows.append(row)
             elif self._fits([*rows, row]):
                 rows.append(row)
             else:
                 self._waiting.appendleft(row)
                 break
-        self._waiting.extendleft(reversed(rest))
+        self._waiting.extendleft(reversed(skipped_rows))
         return rows
 
     def _fits(self, joining: Sequence[_Row]) -> bool:
@@ -334,10 +334,10 @@ class Engine:
         batch = self._batches.get(joining[0].group)
         rows = [*joining, *(batch.alive_rows if batch else ())]
         tokens = len(rows) * (max(row.tokens for row in rows) + 1)
-        others = sum(other.tokens for other in self._batches.values() if other is not batch)
+        other_tokens = sum(other_batch.tokens for other_batch in self._batches.values() if other_batch is not batch)
         return self.active + len(joining) <= 1 or (
             self.active + len(joining) <= self._max_rows
-            and tokens + others <= self._limits.tokens
+            and tokens + other_tokens <= self._limits.tokens
             and len({row.prompt.delta for row in rows}) <= self._limits.deltas
         )
 
@@ -417,10 +417,10 @@ class Engine:
 
     def _take_back(self, batch: _Batch) -> bool:
         """Let the last rows wait again where one more token of each would exceed the limit; return whether any do."""
-        others = sum(other.tokens for other in self._batches.values() if other is not batch)
+        other_tokens = sum(other_batch.tokens for other_batch in self._batches.values() if other_batch is not batch)
         alive = batch.alive_rows
         column = batch.tokens // len(batch.rows) + 1
-        count = max((self._limits.tokens - others) // column, 1)
+        count = max((self._limits.tokens - other_tokens) // column, 1)
         leaving = alive[count:]
         self._waiting.extendleft(reversed(leaving))
         batch.rows = [replace(row, is_done=True) if row in leaving else row for row in batch.rows]

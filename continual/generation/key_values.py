@@ -157,12 +157,12 @@ def join(parts: Sequence[tuple[KeyValues, Sequence[int]]], order: Sequence[int])
     starts = _placed(width - lengths, places)
     if parts[0][0].encoded is None:
         return KeyValues(_joined([part.cache for part, _ in parts], rows, places, width, right=True), starts)
-    own = _joined([part.cache.self_attention_cache for part, _ in parts], rows, places, width, right=True)
+    self_attention = _joined([part.cache.self_attention_cache for part, _ in parts], rows, places, width, right=True)
     pairs = zip(parts, rows, strict=True)
     encoded = torch.cat([part.encoded[taken] for (part, _), taken in pairs if part.encoded is not None])
     crossed = [part.cache.cross_attention_cache for part, _ in parts]
-    cross = _joined(crossed, rows, places, int(encoded.max()), right=False)
-    return KeyValues(EncoderDecoderCache(own, cross), starts, _placed(encoded, places))
+    cross_attention = _joined(crossed, rows, places, int(encoded.max()), right=False)
+    return KeyValues(EncoderDecoderCache(self_attention, cross_attention), starts, _placed(encoded, places))
 
 
 def _placed(values: Tensor, places: Tensor) -> Tensor:

@@ -66,10 +66,10 @@ def read_prompts(
     last = torch.tensor([len(text) - 1 for text in texts], device=backbone.device)
     with _only_states(backbone, last):
         logits = _forward(backbone, cache, arguments)
-    own = cache if causal else cache.self_attention_cache
+    self_attention = cache if causal else cache.self_attention_cache
     longest = max(soft_tokens)
     begins, ends = [longest - count for count in soft_tokens], [longest + len(text) for text in texts]
-    starts = torch.tensor(align_right(own, begins, ends), device=backbone.device)
+    starts = torch.tensor(align_right(self_attention, begins, ends), device=backbone.device)
     encoded = None if causal else torch.tensor([len(prompt) for prompt in prompts], device=backbone.device)
     return logits, KeyValues(cache, starts, encoded)
 

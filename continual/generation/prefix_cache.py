@@ -63,10 +63,10 @@ class PrefixCache:
             row: Its row in the batch.
             soft_tokens: How many vectors the delta puts before the tokens.
         """
-        kept = self._prefixes.get(delta)
-        length = common_length(kept.ids, ids) if kept else 0
-        if kept is not None and length >= MIN_SHARED_TOKENS:
-            self._prefixes[delta] = kept.cut(length) if length < len(kept.ids) else kept
+        previous = self._prefixes.get(delta)
+        length = common_length(previous.ids, ids) if previous else 0
+        if previous is not None and length >= MIN_SHARED_TOKENS:
+            self._prefixes[delta] = previous.cut(length) if length < len(previous.ids) else previous
         else:
             columns = key_values.first_columns(row, soft_tokens + len(ids))
             self._prefixes[delta] = Prefix(ids, columns, soft_tokens)

@@ -188,8 +188,8 @@ def token_log_probs(
         return results
     log_probs = logits[rows].float().log_softmax(dim=-1)
     chosen = log_probs[range(len(rows)), [tokens[row] for row in rows]].tolist()
-    most = max(count or 0 for count in top_counts)
-    values, indices = log_probs.topk(min(most, logits.shape[-1]), dim=-1)
+    max_count = max(count or 0 for count in top_counts)
+    values, indices = log_probs.topk(min(max_count, logits.shape[-1]), dim=-1)
     for row, log_prob, top_ids, top_values in zip(rows, chosen, indices.tolist(), values.tolist(), strict=True):
         top = list(zip(top_ids, top_values, strict=True))[: top_counts[row]]
         results[row] = TokenLogProbs(tokens[row], log_prob, tuple(top))

@@ -58,8 +58,8 @@ class TextStream:
         if final or self.stopped:
             part, self._pending = self._pending.rstrip() if self._strip else self._pending, ""
         else:
-            held = max((_overlap(self._pending, text) for text in self._stop), default=0)
-            part = self._pending[: len(self._pending) - held]
+            overlap = max((_overlap(self._pending, text) for text in self._stop), default=0)
+            part = self._pending[: len(self._pending) - overlap]
             part = part.rstrip() if self._strip else part
             self._pending = self._pending[len(part) :]
         if self._strip and not self.text:

@@ -170,9 +170,9 @@ def end_token(backbone: Backbone, chosen: PromptFormat) -> int:
         rendered = tokenizer.apply_chat_template(_plain(turns), chat_template=chosen.template, tokenize=False)
     except jinja2.TemplateError:
         return ending
-    rest = tokenizer(rendered.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    ids_after_answer = tokenizer(rendered.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
     special = _special_ids(tokenizer)
-    return next((token for token in rest if token in special), ending)
+    return next((token for token in ids_after_answer if token in special), ending)
 
 
 def encode_text(backbone: Backbone, text: str) -> Ids:
@@ -231,8 +231,8 @@ def _with_system_in_user(messages: Messages) -> Messages | None:
     """Return messages whose system message stands in the user's that follows; None where there is no such pair."""
     if [message.role for message in messages[:2]] != [SYSTEM, USER]:
         return None
-    system, user, *rest = messages
-    return (user._replace(content=f"{system.content}\n\n{user.content}"), *rest)
+    system, user, *later_messages = messages
+    return (user._replace(content=f"{system.content}\n\n{user.content}"), *later_messages)
 
 
 def _plain(messages: Messages) -> list[dict[str, str]]:
@@ -266,10 +266,10 @@ def _encode_within(
         ids = encode(messages)
     for index in _truncation_order(messages):
         text, cut = messages[index].content, partial(_truncate, backbone, messages[index].content)
-        kept = len(_offsets(backbone, text))
-        while len(ids) > limit and kept > 0:
-            kept = max(kept - (len(ids) - limit), 0)
-            shorter = messages[index]._replace(content=cut(kept, part=chosen.truncate))
+        token_count = len(_offsets(backbone, text))
+        while len(ids) > limit and token_count > 0:
+            token_count = max(token_count - (len(ids) - limit), 0)
+            shorter = messages[index]._replace(content=cut(token_count, part=chosen.truncate))
             messages = (*messages[:index], shorter, *messages[index + 1 :])
             ids = encode(messages)
     return ids
@@ -288,16 +288,16 @@ def _truncation_order(messages: Messages) -> list[int]:
     return sorted(range(len(messages)), key=lambda i: {USER: 0, SYSTEM: 2}.get(messages[i].role, 1))
 
 
-def _truncate(backbone: Backbone, text: str, kept: int, *, part: Truncation) -> str:
-    """Return a text of which about `kept` tokens remain where one part is left out."""
+def _truncate(backbone: Backbone, text: str, token_count: int, *, part: Truncation) -> str:
+    """Return a text of which about `token_count` tokens remain where one part is left out."""
     offsets = _offsets(backbone, text)
-    if kept <= 0:
+    if token_count <= 0:
         return ""
     if part == "head":
-        return text[offsets[-kept][0] :]
+        return text[offsets[-token_count][0] :]
     if part == "tail":
-        return text[: offsets[kept - 1][1]]
-    start, end = (kept + 1) // 2, kept // 2
+        return text[: offsets[token_count - 1][1]]
+    start, end = (token_count + 1) // 2, token_count // 2
     return text[: offsets[start - 1][1]] + OMISSION + (text[offsets[-end][0] :] if end else "")
 
 

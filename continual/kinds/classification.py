@@ -178,11 +178,11 @@ def label_probabilities(answers: Sequence[Answer], labels: Sequence[str]) -> NDA
     columns: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}  # of the known labels: theirs, and ours
     probabilities = np.zeros((len(answers), len(labels)))
     for row, answer in zip(probabilities, answers, strict=True):
-        known, values = answer.distribution or LabelDistribution((str(answer.label),), CERTAIN)
-        if known not in columns:
-            shared = [i for i, label in enumerate(known) if label in column]
-            columns[known] = shared, [column[known[i]] for i in shared]
-        theirs, ours = columns[known]
+        known_labels, values = answer.distribution or LabelDistribution((str(answer.label),), CERTAIN)
+        if known_labels not in columns:
+            shared = [i for i, label in enumerate(known_labels) if label in column]
+            columns[known_labels] = shared, [column[known_labels[i]] for i in shared]
+        theirs, ours = columns[known_labels]
         row[ours] = values[theirs]
     return probabilities
 

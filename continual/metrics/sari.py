@@ -38,13 +38,16 @@ def _sari_of_row(source: Sequence[str], answer: Sequence[str], references: Seque
         # Source and answer count once for each reference, so that their counts compare with those of all references.
         source_counts, answer_counts = (_ngrams(text, order, times=len(references)) for text in (source, answer))
         reference_counts = sum((_ngrams(reference, order) for reference in references), Counter[tuple[str, ...]]())
-        kept, deleted = source_counts & answer_counts, source_counts - answer_counts
-        kept_right, to_keep = kept & reference_counts, source_counts & reference_counts
-        added, to_add = answer_counts.keys() - source_counts.keys(), reference_counts.keys() - source_counts.keys()
-        added_right = len(added & to_add)
-        keep = _f1(_mean_share(kept_right, kept), _ratio(kept_right.total(), to_keep.total()))
-        add = _f1(_ratio(added_right, len(added)), _ratio(added_right, len(to_add)))
-        parts += [keep, add, _mean_share(deleted - reference_counts, deleted)]
+        kept_counts, deleted_counts = source_counts & answer_counts, source_counts - answer_counts
+        kept_right, to_keep = kept_counts & reference_counts, source_counts & reference_counts
+        added_ngrams, to_add = (
+            answer_counts.keys() - source_counts.keys(),
+            reference_counts.keys() - source_counts.keys(),
+        )
+        added_right = len(added_ngrams & to_add)
+        keep = _f1(_mean_share(kept_right, kept_counts), _ratio(kept_right.total(), to_keep.total()))
+        add = _f1(_ratio(added_right, len(added_ngrams)), _ratio(added_right, len(to_add)))
+        parts += [keep, add, _mean_share(deleted_counts - reference_counts, deleted_counts)]
     return sum(parts) / len(parts)
 
 

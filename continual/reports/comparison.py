@@ -74,13 +74,13 @@ def comparison(registry: Registry, stream: str, runs: Sequence[StoredStrategy], 
 
 def _kept_starts(strategy: Document) -> str | None:
     """Return a warning where trainings of a strategy never improved on their starts, else None."""
-    kept = [task for task, epoch in strategy["best_epochs"].items() if epoch == 0]
-    if not kept:
+    unimproved_tasks = [task for task, epoch in strategy["best_epochs"].items() if epoch == 0]
+    if not unimproved_tasks:
         return None
     return (
-        f"{strategy['strategy']}: {len(kept)} of {len(strategy['best_epochs'])} trainings never left their start "
-        f"({', '.join(kept)}): epoch 0 stayed best on the validation rows, so that its scores are those of the start. "
-        "Give more validation rows, or another learning rate"
+        f"{strategy['strategy']}: {len(unimproved_tasks)} of {len(strategy['best_epochs'])} trainings never left their "
+        f"start ({', '.join(unimproved_tasks)}): epoch 0 stayed best on the validation rows, so that its scores are "
+        "those of the start. Give more validation rows, or another learning rate"
     )
 
 

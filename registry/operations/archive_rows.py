@@ -61,16 +61,18 @@ def iter_rows(archive: ZipFile, table: Table) -> Iterator[Row]:
 def _check_keys(archive: ZipFile, table: Table, ids: Mapping[str, "array[int]"]) -> "array[int]":
     """Check that the ids of a table ascend, as they are dumped, and that its references exist; return the ids."""
     references = {key.parent.name: key.column.table.name for key in table.foreign_keys}
-    own: array[int] = array("q")
+    row_ids: array[int] = array("q")
     for number, row in enumerate(iter_rows(archive, table), start=1):
-        if own and row["id"] <= own[-1]:
-            reason = f"its id {row['id']} is there already" if _contains(own, row["id"]) else "its id is out of order"
+        if row_ids and row["id"] <= row_ids[-1]:
+            reason = (
+                f"its id {row['id']} is there already" if _contains(row_ids, row["id"]) else "its id is out of order"
+            )
             raise _row_error(archive, table.name, number, reason)
-        own.append(row["id"])
+        row_ids.append(row["id"])
         for column, target in references.items():
             if row[column] is not None and not _contains(ids[target], row[column]):
                 raise _row_error(archive, table.name, number, f"its {column} {row[column]} is no row of {target}")
-    return own
+    return row_ids
 
 
 def _contains(ids: "array[int]", number: int) -> bool:

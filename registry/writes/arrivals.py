@@ -142,13 +142,13 @@ def arrivals(
 
 def has_pending(session: Session, backbones: Collection[str]) -> bool:
     """Return True if an arrival for one of `backbones`, or for any, is claimable or being learned."""
-    held = select(Position.id).where(
+    held_query = select(Position.id).where(
         Position.stream_id == ARRIVAL_STREAM_ID.scalar_subquery(),
         Position.state == HELD_STATE,
         or_(Position.backbone.is_(None), Position.backbone.in_(backbones)),
     )
-    free = (_claimable(backbone).with_only_columns(Position.id) for backbone in (None, *backbones))
-    return any(session.scalar(query.limit(1)) is not None for query in (*free, held))
+    claimable_queries = (_claimable(backbone).with_only_columns(Position.id) for backbone in (None, *backbones))
+    return any(session.scalar(query.limit(1)) is not None for query in (*claimable_queries, held_query))
 
 
 def next_for_update(session: Session, backbones: Collection[str]) -> Position | None:

@@ -59,10 +59,10 @@ def begin_stream(
     elif stream.backbone is None or stream.backbone.fingerprint != backbone:
         if stream.backbone is None:
             raise StreamChanged(f"stream {name!r} is that of what arrives, on backbones of any kind. {RENAME_HINT}.")
-        given = session.scalar(select(Backbone.name).where(Backbone.fingerprint == backbone))
+        backbone_name = session.scalar(select(Backbone.name).where(Backbone.fingerprint == backbone))
         raise StreamChanged(
             f"stream {name!r} was begun on backbone {stream.backbone.fingerprint}, not {backbone}: "
-            f"{stream.backbone.name!r} then, {given or 'one that is not registered'!r} now. {RENAME_HINT}."
+            f"{stream.backbone.name!r} then, {backbone_name or 'one that is not registered'!r} now. {RENAME_HINT}."
         )
     stream.spec, stream.digest = spec, _digest(spec)
     session.flush()

@@ -186,8 +186,8 @@ def _guess_target(profiles: Profiles, text: Sequence[str], label: str | None, *,
     targets = [profile for profile in texts if profile.name.casefold() in TARGET_NAMES]
     if not candidates and len(targets) == 1 and len(texts) + len(text) > 1:
         return _target_of(targets[0], "chosen by its name")
-    found = f"{len(candidates)} columns could hold the labels" if candidates else "no column looks like labels"
-    raise _no_guess(profiles, f"{found}; give --label COLUMN", where=where)
+    reason = f"{len(candidates)} columns could hold the labels" if candidates else "no column looks like labels"
+    raise _no_guess(profiles, f"{reason}; give --label COLUMN", where=where)
 
 
 def _is_named_amount(profile: ColumnProfile) -> bool:
@@ -246,7 +246,7 @@ def _guess_metric(target: _Target) -> tuple[str, str]:
         counts[0][1] >= IMBALANCED_SHARE * target.column.rows or counts[0][1] >= IMBALANCED_RATIO * counts[-1][1]
     ):
         metric, reason = "macro_f1", f"labels are rare: {counts[0][1]} rows have one, {counts[-1][1]} another"
-    return metric, f"{reason}; or {', '.join(other for other in metrics if other != metric)}"
+    return metric, f"{reason}; or {', '.join(alternative for alternative in metrics if alternative != metric)}"
 
 
 def _stream_name(drafts: Sequence[TaskDraft], files: Sequence[Path]) -> tuple[str, str]:

@@ -137,10 +137,10 @@ class SingularTriplets:
         if due := budget.is_due(step=step, steps=steps):
             count = budget.triplets(len(places), self.rank, step=step, steps=steps)
             importances = [_triplet_importance(statistics).cpu() for _, statistics in places]
-            kept = torch.zeros(len(places) * self.rank, dtype=torch.bool)
-            kept[torch.cat(importances).argsort(descending=True, stable=True)[:count]] = True
-            for (_, statistics), own in zip(places, kept.view(len(places), self.rank), strict=True):
-                statistics["kept"].copy_(own)
+            mask = torch.zeros(len(places) * self.rank, dtype=torch.bool)
+            mask[torch.cat(importances).argsort(descending=True, stable=True)[:count]] = True
+            for (_, statistics), place_mask in zip(places, mask.view(len(places), self.rank), strict=True):
+                statistics["kept"].copy_(place_mask)
         if due or step > (1 - budget.final) * steps:
             for values, statistics in places:
                 values["sizes"].mul_(statistics["kept"])

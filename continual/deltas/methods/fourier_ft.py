@@ -98,16 +98,16 @@ class FourierFT(MethodSettings):
             return {"fourierft_spectrum": (config.frequencies(part.module),)}
 
         modules = read_modules(adapter, layout, shapes)
-        most = max(len(tensors["fourierft_spectrum"]) for tensors in modules.values())
+        max_frequencies = max(len(tensors["fourierft_spectrum"]) for tensors in modules.values())
 
         def convert(part: PlacedModule, tensors: Values) -> Values:
             spectrum = tensors["fourierft_spectrum"]
-            count = min(most, part.place.d_in * part.place.d_out)
+            count = min(max_frequencies, part.place.d_in * part.place.d_out)
             return {"spectrum": sign * F.pad(spectrum, (0, count - len(spectrum)))}
 
         sign = -1 if config.scaling < 0 else 1
         settings = cls(
-            frequencies=most,
+            frequencies=max_frequencies,
             scale=abs(config.scaling) or 1.0,
             seed=config.random_loc_seed,
             sites=layout.sites(modules),

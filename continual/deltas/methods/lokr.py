@@ -114,8 +114,8 @@ class LoKr(MethodSettings):
 
         def convert(part: PlacedModule, tensors: Values) -> Values:
             fresh = form.init_values(part.place, part.place.d_in, torch.Generator())
-            own = {name: tensors[f"lokr_{key}"] for name, key in PEFT_NAMES.items() if f"lokr_{key}" in tensors}
-            values = {name: _resized(own, name, rank) for name in fresh}
+            factors = {name: tensors[f"lokr_{key}"] for name, key in PEFT_NAMES.items() if f"lokr_{key}" in tensors}
+            values = {name: _resized(factors, name, rank) for name in fresh}
             first = "K1" if "K1" in values else "K1_B"
             return values | {first: config.scale(part.module) / scale * values[first]}
 

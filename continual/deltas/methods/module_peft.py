@@ -63,9 +63,14 @@ def read_modules(
     for module, module_parts in by_module(layout.projections()).items():
         if module in present or adapter.targets(module):
             expected[module] = shapes(module_parts[0])
-    own = PeftAdapter(adapter.config, {n: tensor for n, tensor in adapter.tensors.items() if n not in shared})
-    own.require_tensors({f"{MODULE_PREFIX}{m}.{n}": shape for m, own in expected.items() for n, shape in own.items()})
-    return {m: {n: adapter.tensors[f"{MODULE_PREFIX}{m}.{n}"].float() for n in own} for m, own in expected.items()}
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in shared}
+    names = {m: {n: f"{MODULE_PREFIX}{m}.{n}" for n in module_shapes} for m, module_shapes in expected.items()}
+    PeftAdapter(adapter.config, tensors).require_tensors(
+        {name: expected[m][n] for m, module_names in names.items() for n, name in module_names.items()}
+    )
+    return {
+        m: {n: adapter.tensors[name].float() for n, name in module_names.items()} for m, module_names in names.items()
+    }
 
 
 def values_of_modules(

@@ -135,7 +135,7 @@ def _joined_block_size(sizes: Mapping[int, int]) -> int:
         ExchangeError: There is none.
     """
     for size in sorted({2, *sizes.values()} - {1}):
-        if all(nearest_divisor(width, size) % own == 0 for width, own in sizes.items()):
+        if all(nearest_divisor(width, size) % block_size == 0 for width, block_size in sizes.items()):
             return size
     raise ExchangeError(
         f"the adapter's sizes of blocks, by the number of inputs {dict(sizes)}, follow from no one block_size; "

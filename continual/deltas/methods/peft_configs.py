@@ -170,8 +170,8 @@ class AdaLoRAConfig(PeftConfig):
 
     def rank(self, module: str) -> int:
         """Return the number of triplets that a module has after the removal of the others."""
-        kept = (self.rank_pattern or {}).get(f"{module}.lora_E")
-        return self.init_r if kept is None else sum(kept)
+        triplet_mask = (self.rank_pattern or {}).get(f"{module}.lora_E")
+        return self.init_r if triplet_mask is None else sum(triplet_mask)
 
 
 class VeRAConfig(PeftConfig):

@@ -86,8 +86,8 @@ class TinyLoRA(MethodSettings):
                     f"its {len(parts)} projections, and it has {size}; export a delta of a smaller rank"
                 )
             p, first = torch.zeros(len(self.sites), self.dimension, size, size), 0
-            for part, (own, _, cores) in zip(parts, factors, strict=True):
-                block = slice(first, first := first + len(own))
+            for part, (part_a, _, cores) in zip(parts, factors, strict=True):
+                block = slice(first, first := first + len(part_a))
                 p[int(part.key.rpartition("/")[2]), :, block, block] = cores
             missing = size - len(a)
             return {

@@ -64,7 +64,7 @@ def _stored_block(part: PlacedModule, values: Values, group: Sequence[PlacedModu
     """Return the block of one of a module's parts, of the name of the first edit with the same A and B."""
     edit, d = int(part.key.rpartition("/")[2]), values[f"{part.key}/d"]
     owner = next(number for number in range(edit + 1) if _have_same_projections(values, number, edit))
-    is_whole = all(torch.equal(values[f"{other.key}/d"], d) for other in group)
+    is_whole = all(torch.equal(values[f"{member.key}/d"], d) for member in group)
     a, b = values[f"{SHARED_PREFIX}/{edit}/A"], values[f"{SHARED_PREFIX}/{edit}/B"]
     name = f"{owner} {None if is_whole else part.place.columns}"
     return ProjectionBlock(name, a[:, : part.place.d_in], b[rows_of(part.place)], 1.0)

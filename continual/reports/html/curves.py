@@ -23,16 +23,16 @@ class _Panel:
     points: tuple[tuple[float, float], ...]
 
 
-def learning_curve_panels(curves: Mapping[str, Sequence[float]], kept: Mapping[str, int] = NO_EPOCHS) -> Markup:
+def learning_curve_panels(curves: Mapping[str, Sequence[float]], best_epochs: Mapping[str, int] = NO_EPOCHS) -> Markup:
     """Render a panel for each curve; all have the same span of scores, so that slopes are comparable.
 
     Args:
         curves: Score before training and after each epoch, by task.
-        kept: The epoch whose delta was kept, by task; by default the first of the highest score.
+        best_epochs: The epoch whose delta was kept, by task; by default the first of the highest score.
     """
     span = max((max(curve) - min(curve) for curve in curves.values()), default=0.0)
     panels = [
-        _panel(name, curve, epoch=kept.get(name, curve.index(max(curve))), span=max(span, MIN_SPAN))
+        _panel(name, curve, epoch=best_epochs.get(name, curve.index(max(curve))), span=max(span, MIN_SPAN))
         for name, curve in curves.items()
     ]
     return render("curves.html", panels=panels, width=WIDTH, height=HEIGHT)

@@ -165,10 +165,12 @@ def _curves(registry: Registry, document: Document) -> Iterator[Section]:
     for score in registry.scores(learned_in=document["stream"], split="validation", mode="curve"):
         curves.setdefault(names[score.delta], []).append(score.value)
     if trained := {name: curves[name] for name in names.values() if len(curves.get(name, ())) > 1}:
-        kept = {task["task"]: task["best_epoch"] for task in document["per_task"] if task["task"] in trained}
+        best_epochs = {task["task"]: task["best_epoch"] for task in document["per_task"] if task["task"] in trained}
         text = "Score on validation rows before training and after each epoch; the best, larger, was kept."
         yield Section(
-            "Learning curves", f"{text} All panels span the same range.", html=learning_curve_panels(trained, kept)
+            "Learning curves",
+            f"{text} All panels span the same range.",
+            html=learning_curve_panels(trained, best_epochs),
         )
 
 

@@ -275,13 +275,13 @@ class ChampionServer:
         """Return the continuation of a text by the backbone without a delta."""
         assert request.completion is not None
         ids = self._plain_ids(request)
-        left = self.backbone.longest_input - (len(ids) if self.backbone.architecture == "causal" else 1)
-        if left < 1 or len(ids) > self.backbone.longest_input:
+        max_new_tokens = self.backbone.longest_input - (len(ids) if self.backbone.architecture == "causal" else 1)
+        if max_new_tokens < 1 or len(ids) > self.backbone.longest_input:
             raise TooLarge(
                 f"the prompt has {len(ids)} tokens and backbone {self.backbone.name!r} takes "
                 f"{self.backbone.longest_input}, those that are written included; send a shorter one"
             )
-        prompt = Prompt(ids, SamplingSettings(left), strip=False)
+        prompt = Prompt(ids, SamplingSettings(max_new_tokens), strip=False)
         answer = DeferredAnswer(completion_prompt(prompt, request.completion), PLAIN, None, request.completion)
         return Deferred(partial(self.writer.start, answer))
 

@@ -58,10 +58,10 @@ class RollingRefresh:
 
     async def _refresh_keys(self) -> tuple[list[str], list[Exception]]:
         """Refresh keys here and in all replicas; return the replicas with old champions, and the failures."""
-        own, (stale, failures) = await asyncio.gather(
+        own_failures, (stale, replica_failures) = await asyncio.gather(
             self._refresh_own_keys(), self._broadcast("is_stale", seconds=2 * POLL)
         )
-        return stale, [*own, *failures]
+        return stale, [*own_failures, *replica_failures]
 
     async def _refresh_own_keys(self) -> list[Exception]:
         try:

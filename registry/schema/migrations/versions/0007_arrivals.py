@@ -42,10 +42,10 @@ def _positions() -> None:
         op.f("ix_positions_stream_id_state_number"), "positions", ["stream_id", "state", "number"], unique=False
     )
     falling = (sa.text("state DESC"), sa.text("priority DESC"))
-    free, held = sa.text(FREE), sa.text("state = 'held'")
+    is_free, is_held = sa.text(FREE), sa.text("state = 'held'")
     turn: list[str | sa.TextClause] = ["stream_id", "backbone", *falling, "number"]
-    op.create_index("ix_positions_free", "positions", turn, sqlite_where=free, postgresql_where=free)
+    op.create_index("ix_positions_free", "positions", turn, sqlite_where=is_free, postgresql_where=is_free)
     stream_and_task = ["stream_id", "task_name"]
     op.create_index(
-        "uq_positions_held", "positions", stream_and_task, unique=True, sqlite_where=held, postgresql_where=held
+        "uq_positions_held", "positions", stream_and_task, unique=True, sqlite_where=is_held, postgresql_where=is_held
     )
