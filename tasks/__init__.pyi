@@ -5,7 +5,8 @@ from .kind_schemas import KIND_SCHEMAS, KindSchema
 from .load import load_stream, load_task, load_validation
 from .python_data import task_from_rows
 from .rows import AnswerSpan, GenerationTarget, LabelledTexts, Target, TaskData
-from .spec import Budget, Method, Source, Stream, TaskSpec, WarmStart
+from .source_spec import Source
+from .spec import Budget, Method, Stream, TaskSpec, WarmStart
 from .stream_file import read_stream, read_task
 from .strict_model import StrictModel
 from .template import Template

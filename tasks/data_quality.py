@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tasks.conversation import Text, text_parts
 from tasks.errors import DataError
 from tasks.rows import LabelledTexts, Target, TaskData
-from tasks.spec import SPLITS, Split
+from tasks.source_spec import SPLITS, Split
 
 FEW_VALIDATION_ROWS = 50
 IMBALANCED_SHARE = 0.9  # of the rows, in the most frequent label

@@ -22,7 +22,7 @@ import docstring_parser
 import yaml
 
 from tasks.errors import DataError
-from tasks.spec import SPLITS, Split
+from tasks.source_spec import SPLITS, Split
 
 # Dependencies of the project itself, so always installed, with sections for arguments, results and errors.
 PACKAGES = ("networkx", "pandas", "matplotlib", "torch")

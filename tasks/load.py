@@ -11,7 +11,8 @@ from tasks.generation_rows import read_generation
 from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.rows import LabelledTexts, TaskData, expand_turns, sample, sample_shots, split_off
 from tasks.source import SourceLocation, available_splits, read_split
-from tasks.spec import Split, Stream, TaskSpec
+from tasks.source_spec import Split
+from tasks.spec import Stream, TaskSpec
 from tasks.targets import read_targets, train_labels
 
 # Fractions of train: first the test split, then the validation split of the remaining rows.

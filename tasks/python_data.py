@@ -12,7 +12,8 @@ from tasks.errors import DataError, InputError
 from tasks.file_formats import SOURCE_ARGUMENTS
 from tasks.memory import TABLES, MemoryRows, is_table
 from tasks.plugins import closest_match
-from tasks.spec import SPLITS, Source, Split, TaskSpec
+from tasks.source_spec import SPLITS, Source, Split
+from tasks.spec import TaskSpec
 from tasks.validation_messages import keyword_message
 
 ALLOWED = f"{TABLES}, the path of a file ({', '.join(SOURCE_ARGUMENTS)}), or a datasets.DatasetDict of splits"

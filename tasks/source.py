@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tasks.columns import DatasetTable, FileSchema, Table
 from tasks.data_files import arrow_schema, content_digest, csv_schema, json_columns, open_files
 from tasks.errors import DataError
-from tasks.spec import LOCAL_BUILDERS, READER_OPTIONS, SPLITS, Source, Split
+from tasks.source_spec import LOCAL_BUILDERS, READER_OPTIONS, SPLITS, Source, Split
 
 REACH_SECONDS = 5.0  # within which the hub must answer
 

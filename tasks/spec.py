@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -22,184 +19,31 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tasks.kind_schemas import KIND_SCHEMAS
-from tasks.memory import MemoryRows
+from tasks.source_spec import MAX_NAME_LENGTH, Column, Location, Source, Split, optional
 from tasks.strict_model import StrictModel
 from tasks.template import Template
 
-Split = Literal["train", "validation", "test"]
 WarmStart = Literal["scratch", "nearest", "merge", "auto"]
 Truncation = Literal["head", "tail", "middle"]
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-READER_OPTIONS: dict[str, tuple[str, ...]] = {  # arguments of a builder that neither run code nor drop rows
-    "csv": (
-        *("sep", "delimiter", "encoding", "quotechar", "quoting", "escapechar", "doublequote", "skipinitialspace"),
-        *("skiprows", "header", "names", "column_names"),
-    ),
-    "json": ("encoding", "field"),
-    "text": ("encoding", "sample_by", "keep_linebreaks"),
-}
-IN_MEMORY = "memory"  # path of rows that a Python process holds
-LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")  # builders of `datasets` that read the user's own files
 
 
 def _text_columns(value: Any) -> Any:
     """Validate the text columns with one message; pydantic would report every branch of the union."""
     is_single = isinstance(value, str) and value != ""
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, str) and v for v in value)
-    if not (is_single or is_pair) or any(len(v) > LONGEST for v in ([value] if is_single else value)):
+    if not (is_single or is_pair) or any(len(v) > MAX_NAME_LENGTH for v in ([value] if is_single else value)):
         raise PydanticCustomError(
             "string_type", "should be the name of one column, or [first, second] for a pair of texts"
         )
     return value
 
 
-def _files(value: Any) -> Any:
-    is_list = isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value)
-    if not (is_list or (isinstance(value, str) and value)):
-        raise PydanticCustomError("string_type", "should be the name of one file, or a list of such names")
-    if longer := [name for name in ([value] if isinstance(value, str) else value) if len(name) > LONGEST]:
-        raise ValueError(f"the name of a file has {len(longer[0])} characters; at most {LONGEST} are allowed")
-    return value
-
-
-def _encoding(value: str | None) -> str | None:
-    if value is not None:
-        try:
-            codecs.lookup(value)
-        except LookupError:
-            raise ValueError("should be an encoding of Python, such as utf-8, latin-1 or cp1252") from None
-    return value
-
-
-def _option(description: str, **limits: Any) -> Any:
-    # Specs stored before an option existed keep their digests.
-    return Field(default=None, description=description, exclude_if=lambda value: value is None, **limits)
-
-
-MOST_ROWS = 10**12
-LONGEST_LITERAL = 100_000  # characters of a literal text
-LONGEST = 4096  # characters of a path, a name of a column or of a model
-Column = Annotated[str, Field(min_length=1, max_length=LONGEST)]
-Literally = Annotated[str, Field(min_length=1, max_length=LONGEST_LITERAL)]
-Location = Annotated[str, Field(max_length=LONGEST)]
-Encoding = Annotated[str | None, AfterValidator(_encoding)]
+MAX_ROWS = 10**12
+MAX_LITERAL_LENGTH = 100_000  # characters of a literal text
+Literally = Annotated[str, Field(min_length=1, max_length=MAX_LITERAL_LENGTH)]
 TextColumns = Annotated[str | tuple[str, str], BeforeValidator(_text_columns)]
-Files = Annotated[str | list[str], BeforeValidator(_files)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\z", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that NumPy and PyTorch both accept
-
-
-class Source(StrictModel):
-    """Arguments of `datasets.load_dataset`.
-
-    Attributes:
-        path: A hub dataset, a folder, or a builder of local files such as `json` or `csv`; `memory` stands for rows
-            that were given in Python, which a spec as JSON does not hold.
-        name: The dataset's configuration.
-        data_files: Files by the source's split name.
-        data_dir: Folder of the data files.
-        revision: Revision of a hub dataset.
-        splits: The source's names of our splits, such as `{validation: dev}`; the default is the same name.
-        sep: Separator of CSV fields, one character; `delimiter` is the same.
-        delimiter: See `sep`.
-        encoding: Encoding of CSV, JSON or text files, such as `latin-1`.
-        quotechar: Quote of CSV fields.
-        quoting: 0, or 3 where quotes of a CSV file are plain characters.
-        escapechar: Character before a plain quote or separator of CSV.
-        doublequote: Whether a doubled quote in a quoted CSV field is a plain quote.
-        skipinitialspace: Whether spaces after a CSV separator are dropped.
-        skiprows: Lines before the CSV header.
-        header: Rows before the CSV header, after `skiprows`.
-        names: Column names of CSV files without a header; `column_names` is the same.
-        column_names: See `names`.
-        field: Key of a JSON document whose value has the rows.
-        sample_by: Rows of text files: line, paragraph or document.
-        keep_linebreaks: Whether rows of text files keep their line ends.
-    """
-
-    path: Column
-    name: Location | None = None
-    data_files: dict[str, Files] | None = None
-    data_dir: Location | None = None
-    revision: Location | None = None
-    splits: dict[Split, Column] = Field(default_factory=dict)
-    sep: str | None = _option("separator of fields", min_length=1, max_length=1)
-    delimiter: str | None = _option("separator of fields", min_length=1, max_length=1)
-    encoding: Encoding = _option("encoding of the files")
-    quotechar: str | None = _option("quote of fields", min_length=1, max_length=1)
-    quoting: Literal[0, 3] | None = _option("3: quotes are plain characters")
-    escapechar: str | None = _option("escape of a quote", min_length=1, max_length=1)
-    doublequote: bool | None = _option("a doubled quote is a plain quote")
-    skipinitialspace: bool | None = _option("drop spaces after a separator")
-    skiprows: int | None = _option("lines before the header", ge=0)
-    header: int | None = _option("rows before the header", ge=0)
-    names: list[Column] | None = _option("column names of files without a header", min_length=1)
-    column_names: list[Column] | None = _option("column names of files without a header", min_length=1)
-    field: str | None = _option("key of the rows")
-    sample_by: Literal["line", "paragraph", "document"] | None = _option("what a row of a text file is")
-    keep_linebreaks: bool | None = _option("keep line ends")
-    _tables: dict[Split, MemoryRows] = PrivateAttr(default_factory=dict)
-
-    @classmethod
-    def from_tables(cls, tables: Mapping[Split, MemoryRows]) -> Source:
-        """Return the source of rows in memory, which are never serialised."""
-        source = cls(path=IN_MEMORY)
-        source._tables = dict(tables)
-        return source
-
-    @property
-    def in_memory(self) -> bool:
-        """True if the rows were given in Python, in this process or an earlier one."""
-        return self.path == IN_MEMORY
-
-    @property
-    def tables(self) -> Mapping[Split, MemoryRows]:
-        """Rows in memory by split; empty for other sources, and where the spec was read from JSON."""
-        return self._tables
-
-    @field_validator("path")
-    @classmethod
-    def _path_runs_no_code(cls, value: str) -> str:
-        if value == "pandas":
-            raise ValueError(
-                "pickles of pandas are not read, because a pickle can run any code; save the table with to_parquet() "
-                "and read it by path: parquet"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _options_fit_path(self) -> Source:
-        options = READER_OPTIONS.get(self.path, ())
-        if unknown := [key for key in self.options if key not in options]:
-            allowed = (
-                f"allowed are {', '.join(options)}" if options else f"only path: {' | '.join(READER_OPTIONS)} has some"
-            )
-            raise ValueError(f"path: {self.path} has no option {', '.join(unknown)}; {allowed}")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of the builder of local files, such as `{"sep": ";"}`."""
-        names = {name for options in READER_OPTIONS.values() for name in options}
-        return {name: value for name, value in self if name in names and value is not None}
-
-    @model_validator(mode="after")
-    def _local_files_are_named(self) -> Source:
-        if self.path in LOCAL_BUILDERS and not (self.data_files or self.data_dir):
-            raise ValueError(f"path: {self.path} reads your own files; name them in data_files: {{train: FILE, …}}")
-        readable = {self.split_name(split).partition("[")[0] for split in SPLITS}
-        # A file under an unused split name would be ignored silently, and its split carved from train.
-        if unused := sorted(set(self.data_files or {}) - readable):
-            raise ValueError(
-                f"data_files: {', '.join(map(repr, unused))} would never be read; allowed are "
-                f"{', '.join(sorted(readable))}; rename it, or say which split it is: splits: {{validation: NAME}}"
-            )
-        return self
-
-    def split_name(self, split: Split) -> str:
-        """Return the source's name of our `split`."""
-        return self.splits.get(split, split)
 
 
 class Budget(StrictModel):
@@ -227,8 +71,8 @@ class Budget(StrictModel):
         exclude_if=lambda enabled: not enabled,  # specs stored before this field existed keep their digests
         description="compute layers twice to keep less of them for the gradient",
     )
-    max_prompt: int | None = _option("tokens of a prompt that are read", ge=8, le=10_000_000)
-    max_new_tokens: int | None = _option("tokens of a target and of an answer", ge=2, le=10_000_000)
+    max_prompt: int | None = optional("tokens of a prompt that are read", ge=8, le=10_000_000)
+    max_new_tokens: int | None = optional("tokens of a target and of an answer", ge=2, le=10_000_000)
 
 
 class Method(StrictModel):
@@ -305,25 +149,25 @@ class TaskSpec(StrictModel):
     kind: str = "classification"
     source: Source
     text: TextColumns
-    messages: Column | None = _option("column of conversations")
+    messages: Column | None = optional("column of conversations")
     label: Column | None = Field(default=None, validate_default=True)
     target: Column | None = Field(default=None, validate_default=True)
     answers: Column | None = Field(default=None, validate_default=True)
     references: Column | None = Field(default=None, validate_default=True)
-    prompt: TextColumns | None = _option("another name of text")
-    completion: Column | None = _option("another name of target")
-    system: Literally | None = _option("system message of every prompt")
-    instruction: Literally | None = _option("text before every text")
-    chat_template: bool | None = _option("write prompts in the tokenizer's chat template")
-    truncate: Truncation | None = _option("part of a long prompt that is left out")
+    prompt: TextColumns | None = optional("another name of text")
+    completion: Column | None = optional("another name of target")
+    system: Literally | None = optional("system message of every prompt")
+    instruction: Literally | None = optional("text before every text")
+    chat_template: bool | None = optional("write prompts in the tokenizer's chat template")
+    truncate: Truncation | None = optional("part of a long prompt that is left out")
     template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
     metric: str = Field(default="", validate_default=True)
-    rows: dict[Split, Annotated[int, Field(ge=1, le=MOST_ROWS)]] = Field(default_factory=dict)
-    shots: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    rows: dict[Split, Annotated[int, Field(ge=1, le=MAX_ROWS)]] = Field(default_factory=dict)
+    shots: int | None = Field(default=None, ge=1, le=MAX_ROWS)
     method: Method | None = None
     warm_start: WarmStart | None = None
     budget: Budget | None = None
-    strict: bool | None = _option("refuse suspicious rows")
+    strict: bool | None = optional("refuse suspicious rows")
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,8 @@ from tasks.errors import DataError
 from tasks.kind_schemas import KIND_SCHEMAS, TargetType
 from tasks.rows import AnswerSpan, LabelledTexts, Target
 from tasks.source import SourceLocation
-from tasks.spec import SPLITS, Split, TaskSpec
+from tasks.source_spec import SPLITS, Split
+from tasks.spec import TaskSpec
 
 
 def read_targets(spec: TaskSpec, table: Table, texts: Sequence[Text]) -> tuple[Target, ...]:

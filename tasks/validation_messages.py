@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tasks.plugins import closest_match
-from tasks.spec import Budget, Source, TaskSpec
+from tasks.source_spec import Source
+from tasks.spec import Budget, TaskSpec
 from tasks.template import Template
 from tasks.yaml_document import YamlDocument
 

@@ -22,7 +22,7 @@ from continual.exchange.saved_heads import MODEL_CONFIG
 from continual.exchange.sequence_classifier import build_classifier, classifier_obstacle
 from continual.exchange.serving_engines import SERVING_ENGINES, ServedAdapter, ServingEngine
 from continual.kinds import Kind, backbone_for, kind_of_delta
-from continual.kinds.kind import PooledKind
+from continual.kinds.pooled_kind import PooledKind
 from continual.kinds.regression import Regression
 from registry import Registry, StoredDelta
 

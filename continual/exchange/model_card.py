@@ -14,7 +14,7 @@ from continual.exchange.engine_adapter import EngineAdapter
 from continual.exchange.peft import base_source
 from continual.kinds import Kind
 from continual.kinds.generation import Generation
-from continual.kinds.kind import PooledKind
+from continual.kinds.pooled_kind import PooledKind
 from continual.reports.delta_markdown import delta_markdown, escape_markdown
 from registry import Registry
 from tasks import Message, messages_of

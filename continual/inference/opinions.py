@@ -12,7 +12,7 @@ from continual.deltas import Bank, Delta, MixedBatch
 from continual.features.forward import ForwardRequest, NamedRequest, run_mixed_forward
 from continual.features.random_features import FrozenFeatures
 from continual.features.tokens import reserve_tokens
-from continual.generation.engine import Generated, Prompt
+from continual.generation.prompts import Generated, Prompt
 from continual.inference.delta_cache import DeltaCache
 from continual.inference.task_statistics import PROBABILISTIC_KIND, answer_log_probabilities
 from continual.kinds import Answer, ForwardContext, Kind, Outputs, backbone_for, kind_of_delta

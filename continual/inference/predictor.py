@@ -10,7 +10,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.features.random_features import frozen_features
 from continual.features.tokens import tokenize
-from continual.generation.engine import Generated, Prompt
+from continual.generation.prompts import Generated, Prompt
 from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, cache_key, registry_loader
 from continual.inference.opinions import AnyAnswer, DeltaQuery, FailedAnswer, PendingAnswer, query_deltas
 from continual.kinds import Answer

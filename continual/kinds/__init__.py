@@ -16,11 +16,11 @@ from continual.kinds.kind import (
     HeadStart,
     Kind,
     Outputs,
-    PooledKind,
     PreparedRows,
     answer_labels,
     backbone_for,
 )
+from continual.kinds.pooled_kind import PooledKind
 from continual.kinds.template import TemplateClassification
 from tasks import KIND_SCHEMAS, TaskData, TaskSpec
 from tasks.errors import InputError

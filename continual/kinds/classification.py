@@ -21,9 +21,9 @@ from continual.kinds.kind import (
     HeadStart,
     LabelDistribution,
     Outputs,
-    PooledKind,
     zero_head,
 )
+from continual.kinds.pooled_kind import PooledKind
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 CERTAIN = np.ones(1, dtype=np.float32)

@@ -16,7 +16,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize, truncated_counts
-from continual.generation.engine import Generated
+from continual.generation.prompts import Generated
 from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.chat import (
     PromptFormat,

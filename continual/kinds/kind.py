@@ -31,9 +31,9 @@ from continual.backbones.backbone import Backbone
 from continual.backbones.hub import Pooling
 from continual.deltas import Delta, Head, attached
 from continual.features.forward import ForwardRequest, run_forward
-from continual.features.pooling import forward_pooled, pooled_features
+from continual.features.pooling import forward_pooled
 from continual.features.random_features import FrozenFeatures, frozen_features
-from continual.features.tokens import Tokens, pad, sorted_batches, truncated_counts
+from continual.features.tokens import Tokens, sorted_batches, truncated_counts
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 LOSS_BATCH = 8  # rows whose loss is computed at once where no gradient is
@@ -381,52 +381,6 @@ class Kind(ABC, Generic[P]):
             rows: The N rows to answer.
         """
         return None
-
-
-class PooledKind(Kind[P]):
-    """A kind that answers a text from its pooled vector alone.
-
-    One pass can then serve rows of several tasks, and the signature, the router and the head share the same vectors.
-    """
-
-    @abstractmethod
-    def head_loss(self, head: Head, vectors: Tensor, rows: P, batch: Sequence[int]) -> Tensor:
-        """Compute the loss of a batch from its pooled vectors.
-
-        Args:
-            head: The head to train.
-            vectors: Pooled vectors [B, D] of the batch.
-            rows: All prepared rows.
-            batch: Indices of the B rows of the batch.
-
-        Returns:
-            A scalar, the mean over the rows of the batch.
-        """
-
-    def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
-        """Pool the batch [B, D] through the attached delta and return its `head_loss`, a scalar."""
-        assert delta.head is not None
-        vectors = pooled_features(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
-        return self.head_loss(delta.head, vectors, rows, batch)
-
-    def loss_inputs(self, backbone: Backbone, rows: P) -> Tokens:
-        """Return the rows' own tokens."""
-        return rows.tokens
-
-    def loss_weight(self, rows: P, batch: Sequence[int]) -> float:
-        """Return the number of rows of the batch."""
-        return len(batch)
-
-    def forward_request(self, context: ForwardContext[P], head: Head | None) -> ForwardRequest[Tensor]:
-        """Request the pooled vectors [N, D]."""
-        return context.pooled_request
-
-    @torch.inference_mode()
-    def loss_from(self, context: ForwardContext[P], delta: Delta, result: Tensor) -> float:
-        """Compute the mean `head_loss` of the pooled vectors [N, D]."""
-        assert delta.head is not None
-        vectors = result.to(delta.head.weight.device)
-        return float(self.head_loss(delta.head, vectors, context.rows, range(len(vectors))))
 
 
 def answer_labels(answers: Sequence[Answer]) -> list[Any]:

@@ -16,7 +16,8 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Head
 from continual.features.signature import Signature, compute_signature
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, PooledKind, single_class, zero_head
+from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, single_class, zero_head
+from continual.kinds.pooled_kind import PooledKind
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 RIDGE_PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the features' mean variance

@@ -7,7 +7,8 @@ from typing import Any
 from continual.backbones.backbone import Backbone
 from continual.deltas import Bank, Delta, iterate_edits
 from continual.features.forward import ForwardRequest, MixedBatchBuilder, NamedRequest, RowScheduler
-from continual.generation.engine import Engine, EngineLimits, Prompt
+from continual.generation.engine import Engine
+from continual.generation.prompts import EngineLimits, Prompt
 from continual.generation.sampling import Ids, SamplingSettings
 
 MIN_JOINING = 8  # rows that wait for each other: nobody waits for a first token here

@@ -19,7 +19,7 @@ from registry import IMPORTED, Comparison, Contest, DataRecord, Registry, Stored
 from registry.errors import BlobError
 from tasks import LabelledTexts, TaskData, TaskSpec, load_validation
 from tasks.errors import DataError
-from tasks.spec import IN_MEMORY
+from tasks.source_spec import IN_MEMORY
 
 log = logging.getLogger(__name__)
 

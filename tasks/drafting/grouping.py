@@ -15,7 +15,7 @@ from pathlib import Path
 from tasks.csv_check import SEPARATORS
 from tasks.errors import InputError
 from tasks.file_formats import SOURCE_ARGUMENTS
-from tasks.spec import SPLITS, Source, Split
+from tasks.source_spec import SPLITS, Source, Split
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 SPLIT_NAMES: dict[str, Split] = {

@@ -37,7 +37,8 @@ from transformers import GenerationConfig
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Bank, Delta, init_values, method_settings
 from continual.exchange import to_peft
-from continual.generation.engine import Engine, EngineLimits
+from continual.generation.engine import Engine
+from continual.generation.prompts import EngineLimits
 from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.writing import make_prompts
 from continual.serve import ChampionServer, create_app

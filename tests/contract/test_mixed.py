@@ -12,7 +12,8 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS, Bank, Delta, MixedBatch, attached
 from continual.errors import DeltaError
 from continual.features.tokens import pad, tokenize
-from continual.generation.engine import Engine, EngineLimits
+from continual.generation.engine import Engine
+from continual.generation.prompts import EngineLimits
 from continual.generation.sampling import SamplingSettings
 from continual.kinds.writing import make_prompts
 from tests.helpers.tiny_tasks import perturbed_delta, supported_methods, tiny_backbone

@@ -7,7 +7,8 @@ from transformers import GenerationConfig
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, attached
-from continual.generation.engine import Engine, EngineLimits, Generated, Prompt
+from continual.generation.engine import Engine
+from continual.generation.prompts import EngineLimits, Generated, Prompt
 from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.writing import make_prompts
 

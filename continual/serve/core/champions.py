@@ -11,7 +11,7 @@ from continual.backbones.backbone import Backbone
 from continual.errors import NoDelta, TooLarge, WrongKind
 from continual.features.pooling import encode
 from continual.features.tokens import tokenize
-from continual.generation.engine import Prompt
+from continual.generation.prompts import Prompt
 from continual.generation.sampling import SamplingSettings
 from continual.inference.delta_cache import DEVICE_SLOTS, DeltaCache, registry_loader
 from continual.inference.predictor import PendingPrediction, Prediction, Predictor

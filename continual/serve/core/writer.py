@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from continual.backbones.backbone import Backbone
-from continual.generation.engine import MAX_READ_TOKENS, Engine, EngineLimits, FinishReason, Generated, Progress, Prompt
+from continual.generation.engine import Engine
 from continual.generation.passes import end_tokens
+from continual.generation.prompts import MAX_READ_TOKENS, EngineLimits, FinishReason, Generated, Progress, Prompt
 from continual.generation.sampling import SamplingSettings, TokenLogProbs
 from continual.inference.delta_cache import DeltaCache
 from continual.inference.predictor import Prediction

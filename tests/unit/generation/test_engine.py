@@ -12,9 +12,10 @@ from torch import Tensor
 from continual.backbones.backbone import Backbone
 from continual.deltas import METHODS
 from continual.errors import GenerationError
-from continual.generation.engine import Engine, EngineLimits, Progress
+from continual.generation.engine import Engine
 from continual.generation.key_values import KeyValues
 from continual.generation.passes import end_tokens, read_on, read_prompts, write_tokens
+from continual.generation.prompts import EngineLimits, Progress
 from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.language_model import language_model_obstacle, token_nll
 from continual.kinds.writing import make_prompts

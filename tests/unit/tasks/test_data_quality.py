@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks import LabelledTexts
 from tasks.data_quality import held_out_warnings, is_nearly_empty, label_key, rows_as_read_warnings
 from tasks.rows import GenerationTarget
-from tasks.spec import Split
+from tasks.source_spec import Split
 
 Rows = Sequence[tuple[Any, Any]]
 

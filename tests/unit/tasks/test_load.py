@@ -22,7 +22,7 @@ import pytest
 
 from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task, load_validation
 from tasks.source import SourceLocation, read_split
-from tasks.spec import Source
+from tasks.source_spec import Source
 
 Row = dict[str, Any]
 

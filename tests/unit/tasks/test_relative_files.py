@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from tasks.source import SourceLocation, available_splits, read_split
-from tasks.spec import Source
+from tasks.source_spec import Source
 
 ROWS = Dataset.from_dict({"text": ["one", "two"]})
 

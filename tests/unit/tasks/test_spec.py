@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks import Budget, Stream, StreamError, TaskSpec, read_stream, read_task
-from tasks.spec import READER_OPTIONS, Source
+from tasks.source_spec import READER_OPTIONS, Source
 from tasks.yaml_document import parse_yaml
 from tests.helpers.paths import SHARED
 
