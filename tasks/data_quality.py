@@ -12,9 +12,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tasks.conversation import Text, text_parts
+from tasks.conversation import Conversation, Text, text_parts
 from tasks.errors import DataError
-from tasks.rows import LabelledTexts, Target, TaskData
+from tasks.rows import GenerationTarget, LabelledTexts, Target, TaskData
 from tasks.source_spec import SPLITS, Split
 
 FEW_VALIDATION_ROWS = 50
@@ -42,6 +42,7 @@ def rows_as_read_warnings(splits: Mapping[Split, LabelledTexts], labels: Sequenc
     yield from _repeated_rows(splits["train"])
     for split, rows in splits.items():
         yield from _nearly_empty_texts(split, rows.texts)
+        yield from _empty_targets(split, rows)
 
 
 def held_out_warnings(splits: Mapping[Split, LabelledTexts], labels: Sequence[str]) -> Iterator[str]:
@@ -187,6 +188,25 @@ def _nearly_empty_texts(split: Split, texts: Sequence[Text]) -> Iterator[str]:
             f"{split}: {share_of_rows(len(rows), len(texts))} have a text that is nearly empty, or the placeholder of "
             f"a missing value ({_row_list(rows)}); mend or drop them"
         )
+
+
+def _empty_targets(split: Split, rows: LabelledTexts) -> Iterator[str]:
+    """Yield where a text to generate, of any learned turn of a conversation, is empty or only white space."""
+    row_targets = map(_texts_to_generate, rows.texts, rows.targets)
+    empty = [row for row, texts in enumerate(row_targets, start=1) if not all(text.strip() for text in texts)]
+    if empty:
+        yield (
+            f"{split}: {share_of_rows(len(empty), len(rows))} have an empty target ({_row_list(empty)}), so that the "
+            "right answer is to write nothing; mend or drop them"
+        )
+
+
+def _texts_to_generate(text: Text, target: Target) -> list[str]:
+    """Return the texts that a row of a generation task is learned to generate; none of other kinds' rows."""
+    if not isinstance(target, GenerationTarget):
+        return []
+    messages = text.messages if isinstance(text, Conversation) else ()
+    return [*(message.content for message in messages if message.learned), target.text]
 
 
 def _text_key(text: Text) -> tuple[str, ...]:

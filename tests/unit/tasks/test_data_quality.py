@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import LabelledTexts
+from tasks import Conversation, LabelledTexts, Message
 from tasks.data_quality import held_out_warnings, is_nearly_empty, label_key, rows_as_read_warnings
 from tasks.rows import GenerationTarget
 from tasks.source_spec import Split
@@ -22,6 +22,10 @@ def sound(count: int, *, start: int = 0) -> list[tuple[Any, Any]]:
 
 def labelled(rows: Rows) -> LabelledTexts:
     return LabelledTexts(tuple(text for text, _ in rows), tuple(target for _, target in rows))
+
+
+def generation(text: str) -> GenerationTarget:
+    return GenerationTarget(text, (text,))
 
 
 def warnings(train: Rows, *, validation: Rows = (), test: Rows = ()) -> list[str]:
@@ -92,8 +96,8 @@ def test_texts_with_several_targets_are_located() -> None:
     assert warning.startswith("1 of 40 different texts have several targets (rows train 3 and train 41); ")
     numbers = [(f"sound text {number}", number / 7) for number in range(20)]
     assert "several targets" in warnings([*numbers, ("sound text 4", 0.1)])[0]
-    written = [(f"sound text {number}", GenerationTarget("a text", ("a text",))) for number in range(20)]
-    assert not warnings([*written, ("sound text 2", GenerationTarget("another", ("another",)))])
+    written = [(f"sound text {number}", generation("a text")) for number in range(20)]
+    assert not warnings([*written, ("sound text 2", generation("another"))])
 
 
 def test_single_rows_and_imbalance_are_named() -> None:
@@ -108,7 +112,7 @@ def test_copies_within_train_are_counted() -> None:
     rows = sound(20)
     assert "80 of 100 rows (80 %) repeat another row" in warnings(rows * 5)[0]
     assert not warnings([*sound(40), ("sound text 3", "b")])
-    written = [("one text", GenerationTarget(f"text {number}", (f"text {number}",))) for number in range(20)]
+    written = [("one text", generation(f"text {number}")) for number in range(20)]
     assert not warnings(written)
 
 
@@ -118,6 +122,31 @@ def test_nearly_empty_texts_are_located() -> None:
     assert "(rows 41, 42)" in warning
     assert all(is_nearly_empty(text) for text in ("…", "?", "N/A", "\u200b", "7"))
     assert not any(is_nearly_empty(text) for text in ("hi", "42", "☕", "否"))
+
+
+def test_empty_targets_are_located() -> None:
+    rows = [(f"sound text {number}", generation(f"answer {number}")) for number in range(40)]
+    assert not warnings(rows, test=[("another text", generation("-"))])
+    (warning,) = warnings([*rows, ("one", generation("")), ("two", generation(" \n\t")), ("three", generation("3"))])
+    assert warning == (
+        "train: 2 of 43 rows (4.65 %) have an empty target (rows 41, 42), so that the right answer is to write "
+        "nothing; mend or drop them"
+    )
+    (warning,) = warnings(rows, test=[("another text", generation("answer")), ("a third", generation("\u00a0"))])
+    assert warning.startswith("test: 1 of 2 rows (50 %) have an empty target (row 2), ")
+
+
+@pytest.mark.parametrize(("learned", "count"), [(True, 1), (False, 0)])
+def test_an_empty_turn_counts_where_it_is_learned(learned: bool, count: int) -> None:
+    messages = (Message("user", "hello"), Message("assistant", " ", learned=learned), Message("user", "go on"))
+    empty_targets = [w for w in warnings([(Conversation(messages), generation("an answer"))]) if "empty target" in w]
+    assert len(empty_targets) == count
+
+
+@pytest.mark.parametrize("target", ["", " ", 0.0])
+def test_targets_of_other_kinds_are_not_texts_to_generate(target: str | float) -> None:
+    rows = [(f"sound text {number}", target) for number in range(4)]
+    assert not any("empty target" in warning for warning in warnings(rows))
 
 
 def test_few_validation_rows_and_absent_labels_are_named() -> None:
