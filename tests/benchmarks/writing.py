@@ -120,8 +120,8 @@ class WritingVariants:
     def _generate(self, model: Any, **options: Any) -> Any:
         width = max(map(len, self._prompts))
         pad = self._backbone.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in self._prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self._prompts])
+        ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in self._prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self._prompts]
         config = GenerationConfig(
             max_new_tokens=self._tokens,
             min_new_tokens=self._tokens,
@@ -130,7 +130,8 @@ class WritingVariants:
             eos_token_id=self._ends,
         )
         with torch.inference_mode(), self._backbone.autocast():
-            return model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **options)
+            inputs, text = torch.tensor([ids, mask], device=self._backbone.device)
+            return model.generate(inputs, attention_mask=text, generation_config=config, **options)
 
     def _write(self, build: Any, names: Sequence[str]) -> None:
         engine = Engine(self._backbone, build, limits=EngineLimits(rows=len(names)))
