@@ -6,6 +6,7 @@ import platform
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # in the processes that tests start, too
 if platform.machine() in ("x86_64", "AMD64"):  # with AVX-512 PyTorch's attention approximates exponentials
     os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 
