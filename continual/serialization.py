@@ -12,19 +12,19 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from continual.file_metadata import METADATA_KEY, read_metadata
 from registry.errors import BlobError
 
 # Since format 2 a delta's values may be float16; since format 3 some methods are defined otherwise
 # (`MethodSettings.upgrade`). A file without a format is of format 1.
 FORMAT_VERSION = 3
-_METADATA_KEY = "continual"  # one key only: safetensors would write several in an order that differs by process
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
     """Serialize named tensors of any shape and JSON metadata; equal input gives equal bytes."""
     document = {**(metadata or {}), "format": FORMAT_VERSION}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save_safetensors(contiguous, metadata={_METADATA_KEY: json.dumps(document, sort_keys=True)})
+    return save_safetensors(contiguous, metadata={METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
 def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,7 +42,7 @@ def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str,
     """
     try:
         tensors = dict(sorted(load_safetensors(data).items()))  # safetensors returns them in a random order
-        metadata = dict(json.loads(_header_metadata(data).get(_METADATA_KEY, "{}")))
+        metadata = read_metadata(data)
         version = int(metadata.setdefault("format", 1))
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -53,8 +53,3 @@ def deserialize(data: bytes, *, what: str) -> tuple[dict[str, Tensor], dict[str,
             "a newer release wrote it. Install that release or a later one."
         )
     return tensors, metadata
-
-
-def _header_metadata(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length]).get("__metadata__", {}))

@@ -49,11 +49,12 @@ def _check(plugin: object) -> KindSchema | str:
 KIND_SCHEMAS = PluginRegistry[KindSchema]("kind", "continual.kinds", check=_check, built_in={
     "classification": KindSchema(
         "continual.kinds.classification:Classification",
-        "labels", "label", "labels", ("accuracy", "macro_f1", "mcc", "f1", "auroc"), ("template",),
+        "labels", "label", "labels", ("accuracy", "macro_f1", "mcc", "f1", "auroc"),
+        ("template", "readout"),
     ),
     "regression": KindSchema(
         "continual.kinds.regression:Regression",
-        "numbers", "label", "numbers", ("pearson", "spearman", "r2"),
+        "numbers", "label", "numbers", ("pearson", "spearman", "r2"), ("readout",),
     ),
     "span": KindSchema(
         "continual.kinds.span:Span",

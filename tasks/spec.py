@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tasks.kind_schemas import KIND_SCHEMAS
+from tasks.readout_choice import ReadoutChoice
 from tasks.source_spec import MAX_NAME_LENGTH, Column, Location, Source, Split, optional
 from tasks.strict_model import StrictModel
 from tasks.template import Template
@@ -136,6 +137,7 @@ class TaskSpec(StrictModel):
             backbone has one.
         truncate: The part of a long prompt that is left out; by default its head.
         template: Classification by filling a gap.
+        readout: Where a head reads; by default as the backbone was pretrained, on a causal one the best on the rows.
         metric: The default is the first metric of the kind.
         rows: Maximum number of rows by split: seeded, stratified; train keeps every label.
         shots: Rows per label of train.
@@ -161,6 +163,7 @@ class TaskSpec(StrictModel):
     chat_template: bool | None = optional("write prompts in the tokenizer's chat template")
     truncate: Truncation | None = optional("part of a long prompt that is left out")
     template: Template | None = Field(default=None, validate_default=True, exclude_if=lambda template: template is None)
+    readout: ReadoutChoice | None = optional("where the head reads")
     metric: str = Field(default="", validate_default=True)
     rows: dict[Split, Annotated[int, Field(ge=1, le=MAX_ROWS)]] = Field(default_factory=dict)
     shots: int | None = Field(default=None, ge=1, le=MAX_ROWS)
@@ -204,7 +207,7 @@ class TaskSpec(StrictModel):
             raise ValueError(f"a {kind} task reads two columns, as in `text: [question, context]`")
         return value
 
-    @field_validator("label", "target", "answers", "references", "template", *_GENERATION_KEYS)
+    @field_validator("label", "target", "answers", "references", "template", "readout", *_GENERATION_KEYS)
     @classmethod
     def _key_fits_kind(cls, value: Any, info: ValidationInfo) -> Any:
         kind, key = info.data.get("kind"), info.field_name

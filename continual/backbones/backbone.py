@@ -1,7 +1,7 @@
 """The frozen pretrained transformer that all tasks share: loading, freezing, forward passes."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from continual.backbones.quantization import (
     quantization_digest,
     shape_of,
 )
+from continual.backbones.readout import Readout, first_layers, states_at_depths, states_behind
 from continual.backbones.sites import OUTPUT_EMBEDDINGS, Place, table_place
 from continual.errors import BackboneError
 from registry import Bits, quantized_name
@@ -175,10 +176,29 @@ class Backbone:
         finally:
             self.model.eval()
 
-    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the last hidden states [B, T, D] of a padded batch, of an encoder-decoder the encoder's."""
-        states: Tensor = self._forward(batch).last_hidden_state
+    @property
+    def readout(self) -> Readout:
+        """The readout of the frozen features: its pooling of the states behind all layers."""
+        return Readout(self.pooling)
+
+    def hidden_states(self, batch: dict[str, Tensor], *, layers: int | None = None) -> Tensor:
+        """Return the last hidden states [B, T, D] of a padded batch, of an encoder-decoder the encoder's.
+
+        Args:
+            batch: The padded batch.
+            layers: How many of the lowest layers run, as if there were no others; None for all.
+        """
+        with first_layers(self.model, self.family.stack, layers):
+            states: Tensor = self._forward(batch).last_hidden_state
         return states.to(self.device)
+
+    def hidden_states_at(self, batch: dict[str, Tensor], depths: Collection[int | None]) -> Mapping[int | None, Tensor]:
+        """Return `hidden_states` [B, T, D] for several numbers of layers, by number, from one pass."""
+        return states_at_depths(self.model, self.family.stack, depths, lambda: self.hidden_states(batch))
+
+    def states_behind(self, batch: dict[str, Tensor], layer_states: Tensor) -> Tensor:
+        """Return `hidden_states` [B, T, D] as if the last layer were the one with this output [B, T, D]."""
+        return states_behind(self.model, self.family.stack, layer_states, lambda: self.hidden_states(batch))
 
     def layer_states(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the hidden states [B, T, D] after the embeddings and each layer, ending with `hidden_states`."""

@@ -7,7 +7,7 @@ an input and a composition (`compose`). A delta (`delta`) holds the learned valu
 
 from continual.deltas.averaging import average_deltas
 from continual.deltas.compose import Add, Concatenate, Multiply
-from continual.deltas.delta import Delta, Head, delta_from_tensors, load_delta
+from continual.deltas.delta import Delta, Head, delta_from_tensors, head_from_metadata, load_delta
 from continual.deltas.edit import Edit, Reads
 from continual.deltas.forms import Bottleneck, LowRank, Vector
 from continual.deltas.injection.attach import attached
@@ -51,6 +51,7 @@ __all__ = [
     "can_warm_start_from",
     "delta_from_tensors",
     "finalize",
+    "head_from_metadata",
     "init_values",
     "iterate_edits",
     "layout_of",

@@ -8,6 +8,7 @@ to one rank, so deltas of any rank can take part. All other values are averaged 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
 
 
 def _average_heads(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | None:
-    """Average the heads with the first head's labels and pooling, in its order; None without a first head.
+    """Average the heads with the first head's labels and readout, in its order; None without a first head.
 
     The weights of the deltas that take part are rescaled to sum to one.
     """
@@ -79,11 +80,11 @@ def _average_heads(deltas: Sequence[Delta], weights: Sequence[float]) -> Head | 
     pairs = [
         (delta.head.reorder_labels(first.labels), weight)
         for delta, weight in zip(deltas, weights, strict=True)
-        if delta.head and (set(delta.head.labels), delta.head.pooling) == (set(first.labels), first.pooling)
+        if delta.head and (set(delta.head.labels), delta.head.readout) == (set(first.labels), first.readout)
     ]
     heads, shares = [head for head, _ in pairs], [weight / sum(w for _, w in pairs) for _, weight in pairs]
     weight, bias = (
         weighted_mean([head.weight for head in heads], shares),
         weighted_mean([head.bias for head in heads], shares),
     )
-    return Head(weight, bias, first.labels, first.pooling)
+    return replace(first, weight=weight, bias=bias)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import PositiveInt, TypeAdapter
 from torch import Tensor
 
 from continual.backbones.hub import Pooling
+from continual.backbones.readout import Readout
 from continual.deltas.method import METHODS, MethodSettings
 from continual.deltas.protocols import HasFrozenValues
 from continual.errors import DeltaError
@@ -29,13 +30,25 @@ class Head:
         weight: W [C, D].
         bias: b [C].
         labels: Names of the C outputs, by index; of a classification its labels.
-        pooling: Pooling of the last layer's states into one vector.
+        pooling: Pooling of the states into one vector.
+        layers: How many of the backbone's lowest layers compute the states, as `Readout` defines it; None for all.
     """
 
     weight: Tensor
     bias: Tensor
     labels: tuple[str, ...]
     pooling: Pooling
+    layers: int | None = None
+
+    @property
+    def readout(self) -> Readout:
+        """Where the vectors are read that it acts on."""
+        return Readout(self.pooling, self.layers)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return everything but the tensors, as JSON; `layers` only where they are not all."""
+        layers = {} if self.layers is None else {"layers": self.layers}
+        return {"labels": self.labels, "pooling": self.pooling, **layers}
 
     def __call__(self, states: Tensor) -> Tensor:
         """Compute outputs [..., C] from states [..., D]."""
@@ -169,7 +182,7 @@ class Delta:
             "method": self.method,
             "settings": self.settings.model_dump(mode="json"),
             "backbone": self.backbone,
-            **({"labels": self.head.labels, "pooling": self.head.pooling} if self.head else {}),
+            **(self.head.metadata() if self.head else {}),
             **({"kind": self.kind} if self.kind else {}),
             **({} if self.stage is None else {"stage": self.stage}),
         }
@@ -234,8 +247,18 @@ def _pop_head(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Head |
     """Remove the head from a file's tensors and return it; metadata of a kind without labels have none."""
     if "labels" not in metadata and "kind" in metadata:
         return None
+    return head_from_metadata(tensors.pop("head/weight"), tensors.pop("head/bias"), metadata)
+
+
+def head_from_metadata(weight: Tensor, bias: Tensor, metadata: Mapping[str, Any]) -> Head:
+    """Return the head of weight [C, D], bias [C] and what `Head.metadata` returned.
+
+    Raises:
+        KeyError, TypeError, ValueError: The metadata are not a head's.
+    """
     pooling = TypeAdapter(Pooling).validate_python(metadata["pooling"])
-    return Head(tensors.pop("head/weight"), tensors.pop("head/bias"), tuple(metadata["labels"]), pooling)
+    layers = TypeAdapter(PositiveInt | None).validate_python(metadata.get("layers"))
+    return Head(weight, bias, tuple(metadata["labels"]), pooling, layers)
 
 
 def round_to_float16(value: Tensor) -> Tensor:

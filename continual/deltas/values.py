@@ -198,6 +198,11 @@ def check_compatible(backbone: Backbone, delta: Delta) -> None:
             f"the delta was learned on backbone {delta.backbone[:12]}, not on {backbone.name!r} "
             f"({backbone.fingerprint[:12]}); load the backbone it was learned on, or learn the task again on this one"
         )
+    if delta.head and delta.head.layers and delta.head.layers > backbone.num_layers:
+        raise DeltaError(
+            f"the delta's head reads the states behind {delta.head.layers} layers, and backbone {backbone.name!r} has "
+            f"{backbone.num_layers}; learn the task again on this one"
+        )
     classes, shapes = len(delta.head.labels) if delta.head else 0, _shapes(delta.tensors())
     head = {"head/weight": (classes, backbone.hidden_size), "head/bias": (classes,)} if delta.head else {}
     mismatches = [_mismatch({**valid, **head}, shapes) for valid in _shapes_by_stage(backbone, delta.settings)]

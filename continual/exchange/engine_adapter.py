@@ -127,8 +127,16 @@ def _head_obstacle(engine: ServingEngine, kind: Kind[Any], head: Head | None) ->
         return f"{engine.title} takes adapters that write text, and its head computes labels or numbers"
     if not isinstance(kind, Classification):
         return f"{engine.title} takes the head of a classification, and this delta's is another one"
+    if head.layers is not None:
+        return (
+            f"{engine.title} runs all layers of the backbone, and its head reads the states behind {head.layers} "
+            "(`readout: {pooling: last}` makes a head for it)"
+        )
     if head.pooling != "last":
-        return f"{engine.title} reads the state of the last token, and its head the pooling {head.pooling!r}"
+        return (
+            f"{engine.title} reads the state of the last token, and its head the pooling {head.pooling!r} "
+            "(`readout: {pooling: last}` makes a head for it)"
+        )
     return None
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from stat import S_IMODE
@@ -11,6 +11,7 @@ from typing import Any
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.hub import silence_transformers
+from continual.backbones.readout import keep_first_layers
 from continual.deltas import Delta, Head, load_delta
 from continual.errors import ExchangeError
 from continual.exchange.engine_adapter import EngineAdapter, to_engine_adapter
@@ -98,6 +99,9 @@ def _write_transformers(export: _Export, folder: Path) -> _Written:
     if head and not obstacle:
         problem = "regression" if isinstance(export.kind, Regression) else "single_label_classification"
         model, head = build_classifier(model.base_model, backbone.family, head, problem_type=problem)
+    if head and head.layers is not None:
+        keep_first_layers(model, backbone.family.stack, head.layers)
+        head = replace(head, layers=None)
     tokenizer = deepcopy(backbone.tokenizer)
     tokenizer.model_max_length = min(export.stored.budget["max_length"], backbone.longest_input)
     if "embed.type" not in backbone.family.stack.sites:

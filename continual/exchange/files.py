@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -98,14 +98,25 @@ class HeadMetadata(BaseModel):
     Attributes:
         labels: Names of the head's outputs, by index.
         pooling: Pooling of the layer's states into the vector that the head acts on.
-        layer: The layer; −1 is the last.
+        layer: The layer, counted from 0, whose states are read behind the model's last norm, as if there were none
+            above it; −1 is the last.
     """
 
     model_config = ConfigDict(frozen=True)
 
     labels: tuple[str, ...]
     pooling: Pooling
-    layer: Literal[-1] = -1
+    layer: int = Field(default=-1, ge=-1)
+
+    @classmethod
+    def of(cls, head: Head) -> Self:
+        """Return the metadata of a head."""
+        return cls(labels=head.labels, pooling=head.pooling, layer=-1 if head.layers is None else head.layers - 1)
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers compute the states; None for all."""
+        return None if self.layer == -1 else self.layer + 1
 
 
 def create_empty_folder(folder: Path) -> Path:
@@ -161,7 +172,7 @@ def read_adapter(folder: Path) -> tuple[PeftAdapter, ExportOrigin | None]:
 def write_head(folder: Path, head: Head) -> None:
     """Write a head that acts on the raw pooled vector: weight [C, D] and bias [C], and their metadata."""
     save_file({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}, folder / HEAD)
-    _write_json(folder / HEAD_METADATA, HeadMetadata(labels=head.labels, pooling=head.pooling).model_dump(mode="json"))
+    _write_json(folder / HEAD_METADATA, HeadMetadata.of(head).model_dump(mode="json"))
 
 
 def read_head(folder: Path, *, hidden_size: int) -> Head | None:
@@ -189,7 +200,8 @@ def read_head(folder: Path, *, hidden_size: int) -> Head | None:
             f"{folder / HEAD} holds {shapes}; a head of the {classes} labels {list(metadata.labels)}, each once, on "
             f"this backbone is {expected}"
         )
-    return Head(tensors["weight"].float(), tensors["bias"].float(), metadata.labels, metadata.pooling)
+    weight, bias = tensors["weight"].float(), tensors["bias"].float()
+    return Head(weight, bias, metadata.labels, metadata.pooling, metadata.layers)
 
 
 def _summary(error: ValidationError) -> str:

@@ -65,6 +65,8 @@ def classifier_obstacle(family: Family, head: Head | None) -> str | None:
         return "the task is answered by the language model itself"
     if family.name not in _MODULES:
         return f"the classifier of a {family.name} model cannot hold a linear head on pooled states"
+    if head.layers is not None:
+        return f"its head reads the states behind {head.layers} layers, and the model has more"
     if head.pooling == "last":
         return f"the classifier of a {family.name} model reads the first token, and the head the last"
     if (needed := 2 * len(head.labels) + 2) > family.hidden_size:

@@ -82,15 +82,25 @@ def fit_temperature(weight: Tensor, bias: Tensor, vectors: Tensor, classes: Tens
         classes: Their classes [N].
     """
     logits = F.linear(vectors, weight, bias)
+    temperature, loss = best_temperature(logits, classes)
+    correct = logits.argmax(dim=1) == classes
+    return DiscriminantHead((weight / temperature).float(), (bias / temperature).float(), correct, loss)
+
+
+def best_temperature(logits: Tensor, classes: Tensor) -> tuple[float, float]:
+    """Return the temperature of least cross entropy, with smoothed labels, of logits [N, C], and that cross entropy.
+
+    Args:
+        logits: Logits [N, C].
+        classes: The classes [N].
+    """
 
     def loss(log_temperature: float) -> float:
         # Smoothed: where every held-out row is right, the sharpest head would be best, and it has no gradient.
         return float(F.cross_entropy(logits / torch.e**log_temperature, classes, label_smoothing=LABEL_SMOOTHING))
 
     best = minimize_scalar(loss, bounds=(-3.0, 6.0), method="bounded")
-    temperature = torch.e ** float(best.x)
-    correct = logits.argmax(dim=1) == classes
-    return DiscriminantHead((weight / temperature).float(), (bias / temperature).float(), correct, float(best.fun))
+    return torch.e ** float(best.x), float(best.fun)
 
 
 def combine_heads(first: LinearHead, second: LinearHead, vectors: Tensor, classes: Tensor) -> tuple[LinearHead, Tensor]:

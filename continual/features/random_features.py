@@ -9,8 +9,8 @@ random nonlinear projection a linear rule separates tasks that no rule linear in
 Shapes: N texts, D hidden size, L layers, M width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone
+from continual.backbones.readout import Readout
 from continual.features.pooling import pool
 from continual.features.tokens import Tokens, pad, sorted_batches
 
@@ -34,10 +35,12 @@ class FrozenFeatures:
     Attributes:
         pooled: Pooled last hidden states [N, D].
         random_features: Random features φ(x) [N, M].
+        readouts: The vectors [N, D] of further readouts.
     """
 
     pooled: Tensor
     random_features: Tensor
+    readouts: Mapping[Readout, Tensor] = field(default_factory=dict)
 
     def take(self, indices: Sequence[int]) -> "FrozenFeatures":
         """Select texts by index."""
@@ -45,9 +48,16 @@ class FrozenFeatures:
 
 
 @torch.inference_mode()
-def frozen_features(backbone: Backbone, tokens: Tokens) -> FrozenFeatures:
-    """Compute pooled and random features of N texts in one pass, on the CPU: [N, D] and [N, M]."""
+def frozen_features(backbone: Backbone, tokens: Tokens, *, readouts: Sequence[Readout] = ()) -> FrozenFeatures:
+    """Compute pooled and random features of N texts in one pass, on the CPU: [N, D] and [N, M].
+
+    Args:
+        backbone: The frozen backbone.
+        tokens: Tokens of the texts.
+        readouts: Further readouts to take on the way.
+    """
     pooled, features = torch.empty(len(tokens), backbone.hidden_size), torch.empty(len(tokens), 0)
+    read = {readout: torch.empty(len(tokens), backbone.hidden_size) for readout in readouts}
     for indices in sorted_batches(tokens.lengths):
         batch = pad(backbone, tokens, indices)
         with backbone.autocast():
@@ -59,7 +69,34 @@ def frozen_features(backbone: Backbone, tokens: Tokens) -> FrozenFeatures:
             features = torch.empty(len(tokens), projection.shape[1])
         pooled[indices] = states[-1].cpu()
         features[indices] = torch.relu(z @ projection.to(z.device)).cpu()
-    return FrozenFeatures(pooled, features)
+        for readout, vectors in _read(backbone, batch, layers, readouts):
+            read[readout][indices] = vectors.cpu()
+    return FrozenFeatures(pooled, features, read)
+
+
+def _read(
+    backbone: Backbone, batch: dict[str, Tensor], layers: Sequence[Tensor], readouts: Sequence[Readout]
+) -> Iterator[tuple[Readout, Tensor]]:
+    """Yield the vectors [B, D] of each readout of a batch, from the states [B, T, D] after each layer."""
+    by_depth: dict[int | None, Tensor] = {None: layers[-1]}
+    for readout in readouts:
+        if readout.layers not in by_depth:
+            assert readout.layers is not None
+            with backbone.autocast():
+                by_depth[readout.layers] = backbone.states_behind(batch, layers[readout.layers])
+        yield readout, pool(by_depth[readout.layers], batch["attention_mask"], readout.pooling)
+
+
+def candidate_readouts(backbone: Backbone) -> tuple[Readout, ...]:
+    """Return the readouts among which a causal backbone's is chosen: the last token and the mean, at some depths.
+
+    The depths are those of the random features. For any other backbone it is the declared one alone.
+    """
+    if backbone.architecture != "causal":
+        return (backbone.readout,)
+    last = backbone.num_layers
+    depths = [None if layers == last else layers for layers in _evenly_spaced(last + 1) if layers]
+    return tuple(Readout(pooling, layers) for layers in depths for pooling in ("last", "mean"))
 
 
 def _evenly_spaced(count: int) -> list[int]:

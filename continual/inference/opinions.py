@@ -186,7 +186,8 @@ def _plan(backbone: Backbone, delta: Delta, query: DeltaQuery, *, defer: bool = 
     kind = kind_of_delta(delta)
     backbone = backbone_for(reserve_tokens(backbone, delta.settings), kind)
     rows = kind.prepare(backbone, LabelledTexts(tuple(query.texts), ()), max_length=query.max_length)
-    if query.frozen is not None and not delta.values:  # a head alone: the frozen features are the delta's
+    reads_frozen_features = delta.head is None or delta.head.readout == backbone.readout
+    if query.frozen is not None and not delta.values and reads_frozen_features:  # a head alone on the same vectors
         context = ForwardContext(backbone, None, rows, query.frozen)
     else:
         context = ForwardContext(backbone, delta, rows)

@@ -21,7 +21,7 @@ PROBABILISTIC_KIND = "classification"  # the metric kind whose answers' probabil
 def task_signature(kind: Kind[Any], train: ForwardContext[Any]) -> Signature:
     """Compute a task's signature from its train rows through the frozen backbone."""
     classes, count = kind.signature_classes(train.rows)
-    return compute_signature(train.vectors, classes, count=count)
+    return compute_signature(train.frozen.pooled, classes, count=count)
 
 
 def compute_routing_statistics(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Head
+from continual.features.cross_validation import discriminant_loss
 from continual.features.discriminant import combine_heads
 from continual.features.logistic_regression import fit_linear_head
 from continual.features.tokens import Tokens, tokenize
@@ -91,7 +92,7 @@ class Classification(PooledKind[ClassificationRows]):
         """Fit the head of `fit_linear_head`; the quality of a held-out row is 1 where its answer is right, else 0."""
         classes, held_out_classes = rows.rows.classes, held_out.rows.classes
         fit = fit_linear_head(rows.vectors, classes, held_out.vectors, held_out_classes, count=len(self.labels))
-        return HeadStart(Head(fit.weight, fit.bias, self.labels, rows.pooling), fit.correct.double())
+        return HeadStart(Head(fit.weight, fit.bias, self.labels, *rows.readout), fit.correct.double())
 
     def with_transferred_head(
         self, start: HeadStart, head: Head, held_out: ForwardContext[ClassificationRows]
@@ -99,12 +100,16 @@ class Classification(PooledKind[ClassificationRows]):
         """Add the weighted outputs of the other head for labels of both tasks; see `combine_heads`."""
         assert start.head is not None
         transferred = head.select_labels(self.labels)
-        if transferred is None or head.pooling != start.head.pooling:
+        if transferred is None or head.readout != start.head.readout:
             return start
         first, second = ((linear.weight.cpu(), linear.bias.cpu()) for linear in (start.head, transferred))
         (weight, bias), correct = combine_heads(first, second, held_out.vectors, held_out.rows.classes)
         is_better = float(correct.mean()) > start.mean_quality
         return HeadStart(replace(start.head, weight=weight, bias=bias), correct) if is_better else start
+
+    def readout_loss(self, vectors: Tensor, rows: Sequence[ClassificationRows]) -> float | None:
+        """Return the cross entropy of the linear discriminant on the vectors [N, D], in nats."""
+        return discriminant_loss(vectors, torch.cat([part.classes for part in rows]))
 
     def head_loss(self, head: Head, vectors: Tensor, rows: ClassificationRows, batch: Sequence[int]) -> Tensor:
         """Compute the mean cross entropy, in nats, of the pooled vectors [B, D]: a scalar."""

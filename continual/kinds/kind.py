@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
-from continual.backbones.hub import Pooling
+from continual.backbones.readout import Readout
 from continual.deltas import Delta, Head, attached
 from continual.features.forward import ForwardRequest, run_forward
 from continual.features.pooling import forward_pooled
@@ -92,27 +92,35 @@ class ForwardContext(Generic[P]):
         delta: The delta to attach; None for the backbone alone.
         rows: The N prepared rows.
         cached_frozen: The value of `frozen` for these rows where an earlier pass computed it, else None.
+        chosen_readout: The readout of rows without a delta's head; None for the backbone's.
     """
 
     backbone: Backbone
     delta: Delta | None
     rows: P
     cached_frozen: FrozenFeatures | None = None
+    chosen_readout: Readout | None = None
 
     @property
-    def pooling(self) -> Pooling:
-        """Pooling of the delta's head, or of the backbone without one."""
-        return self.delta.head.pooling if self.delta and self.delta.head else self.backbone.pooling
+    def readout(self) -> Readout:
+        """The readout of the delta's head, or without one the chosen one, or the backbone's."""
+        if self.delta and self.delta.head:
+            return self.delta.head.readout
+        return self.chosen_readout or self.backbone.readout
 
     @cached_property
     def pooled_request(self) -> ForwardRequest[Tensor]:
         """The request that yields `vectors` [N, D]; one object, so that `run` recognises it."""
-        return forward_pooled(self.backbone, self.rows.tokens, self.pooling)
+        return forward_pooled(self.backbone, self.rows.tokens, self.readout)
 
     @cached_property
     def vectors(self) -> Tensor:
         """Pooled vectors [N, D], on the CPU."""
-        return run_forward(self.backbone, self.delta, self.pooled_request) if self.delta else self.frozen.pooled
+        if self.delta is None and self.readout == self.backbone.readout:
+            return self.frozen.pooled
+        if self.delta is None and self.cached_frozen and self.readout in self.cached_frozen.readouts:
+            return self.cached_frozen.readouts[self.readout]
+        return run_forward(self.backbone, self.delta, self.pooled_request)
 
     @cached_property
     def frozen(self) -> FrozenFeatures:

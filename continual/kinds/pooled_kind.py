@@ -37,10 +37,22 @@ class PooledKind(Kind[P]):
             A scalar, the mean over the rows of the batch.
         """
 
+    def readout_loss(self, vectors: Tensor, rows: Sequence[P]) -> float | None:
+        """Return the cross-validated loss of a closed-form head, by which the readout of the vectors is chosen.
+
+        Args:
+            vectors: Vectors [N, D] of rows in several parts, one after the other.
+            rows: The parts, N rows in all.
+
+        Returns:
+            The loss; None, the default, to keep the backbone's readout.
+        """
+        return None
+
     def loss(self, backbone: Backbone, delta: Delta, rows: P, batch: Sequence[int]) -> Tensor:
         """Pool the batch [B, D] through the attached delta and return its `head_loss`, a scalar."""
         assert delta.head is not None
-        vectors = pooled_features(backbone, pad(backbone, rows.tokens, batch), delta.head.pooling)
+        vectors = pooled_features(backbone, pad(backbone, rows.tokens, batch), delta.head.readout)
         return self.head_loss(delta.head, vectors, rows, batch)
 
     def loss_inputs(self, backbone: Backbone, rows: P) -> Tokens:

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone
 from continual.deltas import Head
+from continual.features.cross_validation import RIDGE_PENALTIES, ridge_loss
 from continual.features.signature import Signature, compute_signature
 from continual.features.tokens import Tokens, tokenize
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, single_class, zero_head
 from continual.kinds.pooled_kind import PooledKind
 from tasks import LabelledTexts, TaskData, TaskSpec
 
-RIDGE_PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # of the features' mean variance
 OUTPUTS = ("value",)
 
 
@@ -96,13 +96,17 @@ class Regression(PooledKind[RegressionRows]):
         errors = [(F.linear(vectors, *fit).squeeze(1) - targets).square() for fit in fits]
         best = min(range(len(fits)), key=lambda i: float(errors[i].mean()))
         weight, bias = fits[best]
-        return HeadStart(Head(weight.float(), bias.float(), OUTPUTS, rows.pooling), -errors[best])
+        return HeadStart(Head(weight.float(), bias.float(), OUTPUTS, *rows.readout), -errors[best])
 
     def with_transferred_head(
         self, start: HeadStart, head: Head, held_out: ForwardContext[RegressionRows]
     ) -> HeadStart:
         """Return the start: another task's number is no evidence for this one."""
         return start
+
+    def readout_loss(self, vectors: Tensor, rows: Sequence[RegressionRows]) -> float | None:
+        """Return the mean squared error of ridge regression on the vectors [N, D], in standard units."""
+        return ridge_loss(vectors, torch.cat([part.standard for part in rows]))
 
     def head_loss(self, head: Head, vectors: Tensor, rows: RegressionRows, batch: Sequence[int]) -> Tensor:
         """Compute the mean squared error in standard units, the share of the variance that is not explained.

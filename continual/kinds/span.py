@@ -127,8 +127,9 @@ class Span(Kind[SpanRows]):
         """
         inverses, directions = _discriminants(rows)
         weights = [directions @ inverse * scale for inverse in inverses for scale in HEAD_SCALES]
-        heads = [Head(weight.float(), torch.zeros(2), OUTPUTS, rows.pooling) for weight in weights]
-        stacked = Head(torch.cat([head.weight for head in heads]), torch.zeros(2 * len(heads)), (), rows.pooling)
+        pooling = rows.backbone.pooling
+        heads = [Head(weight.float(), torch.zeros(2), OUTPUTS, pooling) for weight in weights]
+        stacked = Head(torch.cat([head.weight for head in heads]), torch.zeros(2 * len(heads)), (), pooling)
         logits = held_out.run(self.forward_request(held_out, stacked))
         qualities = [
             -_losses([window[:, 2 * i : 2 * i + 2] for window in logits], held_out.rows) for i in range(len(heads))

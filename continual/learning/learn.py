@@ -20,6 +20,7 @@ from continual.kinds import Answer, ForwardContext, HeadStart, Outputs
 from continual.kinds.scoring import score_answers, score_answers_with_interval, secondary_scores
 from continual.learning.checkpoint import Checkpoint, TaskPlan
 from continual.learning.prepared import PreparedTask
+from continual.learning.readout import views_at_best_readout
 from continual.reports.report import BASELINE, LOSS, baseline_fields
 from continual.routing import Opinion, RoutingStatistics
 from continual.training.method_search import (
@@ -130,7 +131,7 @@ class LearningRun:
             TrainingError: Training failed.
         """
         stopwatch = Stopwatch(self.resume_from.seconds if self.resume_from else 0.0)
-        train, held_out, test = self.task.frozen_views
+        train, held_out, test = views_at_best_readout(self.task)
         signature = task_signature(self.task.kind, train)
         head_start = self.task.kind.closed_form_start(train, held_out)
         plan = self.resume_from.plan if self.resume_from else self._plan(signature, head_start)

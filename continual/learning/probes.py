@@ -116,7 +116,7 @@ def _outputs(backbone: Backbone, delta: Delta, tokens: Tokens) -> Mapping[str, T
     reference = backbone_for(reserve_tokens(backbone, delta.settings), kind_of_delta(delta))
     batch = pad(reference, tokens, range(len(tokens)))
     with attached(reference, delta.to(reference.device)):
-        vectors = pooled_features(reference, batch, delta.head.pooling if delta.head else reference.pooling)
+        vectors = pooled_features(reference, batch, delta.head.readout if delta.head else reference.readout)
         outputs = {"vectors": vectors}
         if reference.generates and reference.family.decoder:
             arguments = {"decoder_input_ids": batch["input_ids"], "output_hidden_states": True, "use_cache": False}

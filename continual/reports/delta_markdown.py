@@ -1,12 +1,20 @@
 """Describe a delta in Markdown: how it was learned, its scores and its lineage, without a text of its rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from continual.escaping import escape_control_characters
+from continual.file_metadata import read_metadata
 from registry import Registry, StoredDelta
+from registry.errors import NotFound, RegistryError
 
 MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"} | {"\n": " ", "\t": " "})
 MAX_LABELS = 50
+STATES = {  # by pooling
+    "mean": "the mean of the tokens' states",
+    "cls": "the first token's state",
+    "last": "the last token's state",
+}
 
 
 def delta_markdown(registry: Registry, name: str) -> str:
@@ -46,6 +54,8 @@ def _facts(registry: Registry, delta: StoredDelta) -> Iterable[tuple[str, object
         yield "labels", ", ".join(delta.labels[:MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
     yield "backbone", f"{backbone.name} ({backbone.fingerprint[:12]})"
     yield "method", delta.method
+    if readout := stored_readout(registry, delta):
+        yield "head reads", _describe_readout(readout)
     yield "parameters", f"{delta.parameters:,} ({delta.share:.3%} of the backbone)"
     yield "warm start", delta.warm_start
     yield "status", delta.status
@@ -55,6 +65,25 @@ def _facts(registry: Registry, delta: StoredDelta) -> Iterable[tuple[str, object
         for split, digest in delta.data.fingerprints.items():
             yield f"{split} data", f"{delta.data.rows.get(split, 0):,} rows, SHA-256 {digest}"
     yield "digest of the values", delta.digest or "purged"
+
+
+def stored_readout(registry: Registry, delta: StoredDelta) -> dict[str, Any] | None:
+    """Return the `pooling` and the `layers` that a delta's head reads, null for all; None without one or its blob."""
+    try:
+        metadata = read_metadata(registry.blobs.get(delta.values))
+    except (RegistryError, NotFound, TypeError, ValueError, AttributeError):
+        return None
+    return {"pooling": metadata["pooling"], "layers": metadata.get("layers")} if "pooling" in metadata else None
+
+
+def _describe_readout(readout: Mapping[str, Any]) -> str:
+    """Describe a readout in words.
+
+    >>> _describe_readout({"pooling": "last", "layers": 15})
+    "the last token's state behind 15 layers"
+    """
+    layers = "all layers" if readout["layers"] is None else f"{readout['layers']} layers"
+    return f"{STATES[readout['pooling']]} behind {layers}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

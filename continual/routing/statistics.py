@@ -100,7 +100,8 @@ class RoutingStatistics:
         tensors, _ = deserialize(data, what="routing statistics")
         if missing := sorted({*_SUMS, *_HELD_OUT} - tensors.keys()):
             raise BlobError(f"these routing statistics lack {', '.join(missing)}; restore the blob")
-        rows = FrozenFeatures(**{field: tensors[key] for key, field in _HELD_OUT.items()})
+        pooled, random_features = (tensors[key] for key in _HELD_OUT)
+        rows = FrozenFeatures(pooled, random_features)
         sums = {field: tensors[key] for key, field in _SUMS.items()}
         return cls(**sums, held_out=rows, evidence=FitStatistics.from_tensors(tensors))
 

@@ -11,6 +11,7 @@ from continual.errors import BackboneError, MethodError
 from continual.features.tokens import reserve_tokens
 from continual.kinds import kind_of_spec
 from continual.learning.prepared import prepare_task
+from continual.learning.readout import readout_obstacle
 from continual.learning.record import backbone_record, data_record, task_record
 from continual.metrics import label_obstacle
 from continual.training.method_search import candidate_settings, search_candidates, search_settings
@@ -102,6 +103,8 @@ def incompatibilities(backbone: Backbone, spec: TaskSpec) -> Iterator[str]:
         for settings in candidate_settings(spec.method):
             # Resolves every site, and raises for one that the backbone lacks.
             list(iterate_edits(prepared_backbone, settings))
+        if obstacle := readout_obstacle(prepared_backbone, spec):
+            yield f"task {spec.name!r}: {obstacle}"
         if search := search_settings(spec.method):
             search_candidates(prepared_backbone, search, spec.budget)
     except InputError as error:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from continual.backbones.backbone import Backbone
 from continual.backbones.layers import encoder_layers, replace_forward
 from continual.backbones.sites import Call, bind_arguments
+from continual.deltas.delta import Delta
 from continual.deltas.method import MethodSettings
 from continual.deltas.values import iterate_edits
 from continual.features.tokens import Tokens, pad, sorted_batches
@@ -82,11 +83,14 @@ class FrozenLayerCache:
 
 
 def frozen_layer_cache(
-    backbone: Backbone, settings: MethodSettings, read_tokens: Callable[[], Tokens] | None
+    backbone: Backbone, delta: Delta, read_tokens: Callable[[], Tokens] | None
 ) -> FrozenLayerCache | None:
-    """Build the cache for a method; None where it edits the lowest layer or epochs' texts differ."""
-    layers = count_unedited_layers(backbone, settings) if read_tokens else 0
-    return FrozenLayerCache(backbone, layers, read_tokens) if read_tokens and layers else None
+    """Build the cache for a delta; None where it edits the lowest layer or epochs' texts differ."""
+    if read_tokens is None:
+        return None
+    read = delta.head.layers if delta.head and delta.head.layers else backbone.num_layers
+    layers = min(count_unedited_layers(backbone, delta.settings), read)
+    return FrozenLayerCache(backbone, layers, read_tokens) if layers else None
 
 
 def compute_states(backbone: Backbone, tokens: Tokens, *, layers: int) -> CachedStates | None:

@@ -187,13 +187,15 @@ def _losses(backbone: Backbone, active: Sequence[_ActiveTraining[T]], texts: Seq
     """The loss of each training's next batch, a scalar, all from one forward pass."""
     counts = [len(tokens) for tokens in texts]
     batch = pad(backbone, concat_tokens(texts), range(sum(counts)))
+    mask, readouts = batch["attention_mask"], {training.head.readout for training in active}
     with backbone.autocast():
-        hidden = backbone.hidden_states(batch)
-    mask, poolings = batch["attention_mask"], {training.head.pooling for training in active}
-    vectors = {pooling: torch.split(pool(hidden, mask, pooling), counts) for pooling in poolings}
+        hidden = backbone.hidden_states_at(batch, {readout.layers for readout in readouts})
+    vectors = {
+        readout: torch.split(pool(hidden[readout.layers], mask, readout.pooling), counts) for readout in readouts
+    }
     return [
         training.request.regularized(
-            training.pooled_loss.loss(training.head, vectors[training.head.pooling][index], training.batch)
+            training.pooled_loss.loss(training.head, vectors[training.head.readout][index], training.batch)
         )
         for index, training in enumerate(active)
     ]

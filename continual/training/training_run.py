@@ -97,7 +97,7 @@ class TrainingRun(Generic[B]):
         epochs, stages = self.objective.epochs, self.start.settings.stages
         progress = _Progress(self.on_step, done=len(state.curve) - 1, epochs=epochs)
         inputs = self.objective.loss_inputs if len(epochs) > 1 else None
-        cache = frozen_layer_cache(self.backbone, self.start.settings, inputs)
+        cache = frozen_layer_cache(self.backbone, self.start, inputs)
         for stage, stage_epochs in list(enumerate(_share_epochs(epochs, stages)))[state.stage :]:
             state = yield from self._train_stage(state.at_stage(stage), stage_epochs, progress, cache)
         # The stages that improved on nothing finalize their values too.

@@ -98,7 +98,10 @@ def evaluate_candidate(
     Returns:
         The candidate, with the transferred head where that is better.
     """
-    train, judged = (ForwardContext(context.backbone, delta, context.rows) for context in (rows, held_out))
+    train, judged = (
+        ForwardContext(context.backbone, delta, context.rows, chosen_readout=context.chosen_readout)
+        for context in (rows, held_out)
+    )
     closed_form = kind.closed_form_start(train, judged)
     return WarmStartCandidate(
         kind.with_transferred_head(closed_form, delta.head, judged) if delta.head else closed_form,

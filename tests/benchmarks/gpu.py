@@ -103,7 +103,7 @@ def delta_with_head(backbone: Backbone) -> Delta:
 def training_step(backbone: Backbone, batch: dict[str, Tensor], delta: Delta) -> None:
     """Compute the loss of a batch and the gradients of the delta."""
     with attached(backbone, delta):
-        loss = pooled_features(backbone, batch, backbone.pooling).square().mean()
+        loss = pooled_features(backbone, batch, backbone.readout).square().mean()
     torch.autograd.backward(loss)
 
 
@@ -127,7 +127,7 @@ def one_type(
     @torch.inference_mode()
     def vectors() -> Tensor:
         with attached(backbone, delta.to(backbone.device)):
-            return pooled_features(backbone, batch, backbone.pooling).float().cpu()
+            return pooled_features(backbone, batch, backbone.readout).float().cpu()
 
     pooled = vectors()
     if not reference:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone
+from continual.backbones.readout import Readout
 from continual.deltas import Delta, Head, init_values, method_settings
 from continual.features.pooling import pooled_features
 from continual.features.tokens import Tokens, pad
@@ -49,7 +50,7 @@ def objective_of(backbone: Backbone, seed: int, *, tokens: int, rows: int) -> Tr
 
     def loss(delta: Delta, batch: list[int]) -> Tensor:
         assert delta.head is not None
-        return loss_of(delta.head, pooled_features(backbone, pad(backbone, texts, batch), "mean"), batch)
+        return loss_of(delta.head, pooled_features(backbone, pad(backbone, texts, batch), Readout("mean")), batch)
 
     batches = [list(range(step * rows, (step + 1) * rows)) for step in range(STEPS)]
     return TrainingObjective(

@@ -89,7 +89,7 @@ def step(backbone: Backbone, texts: Any, again: bool) -> dict[str, float]:
         start = time.process_time()
         with attached(backbone, learning), training_mode(backbone, recompute=again):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = pooled_features(backbone, batch, backbone.pooling).square().sum()
+                loss = pooled_features(backbone, batch, backbone.readout).square().sum()
             torch.autograd.backward(loss)
         took.append(time.process_time() - start)
     entering = 4 * batch["input_ids"].numel() * backbone.hidden_size * backbone.num_layers if again else 0

@@ -18,7 +18,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from continual.backbones.backbone import Backbone, load_backbone
-from continual.deltas import Head, method_settings
+from continual.deltas import method_settings
 from continual.inference.task_statistics import task_signature
 from continual.kinds import ForwardContext, HeadStart, answer_labels
 from continual.learning.learn import trial_score, warm_start_candidates
@@ -94,7 +94,7 @@ def _random(task: PreparedTask, scratch: WarmStartCandidate, *, seed: int) -> Wa
     head, draw = scratch.start.head, torch.Generator().manual_seed(seed)
     assert head is not None
     weight = HEAD_SCALE * torch.randn(head.weight.shape, generator=draw)
-    drawn = Head(weight, torch.zeros_like(head.bias), head.labels, head.pooling)
+    drawn = replace(head, weight=weight, bias=torch.zeros_like(head.bias))
     return from_scratch(HeadStart(drawn, scratch.start.held_out_quality))
 
 

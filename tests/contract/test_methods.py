@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from continual.backbones.backbone import Backbone
 from continual.backbones.fingerprint import fingerprint
+from continual.backbones.readout import Readout
 from continual.deltas import METHODS, Delta, attached, load_delta, method_settings
 from continual.errors import DeltaError, MethodError
 from continual.features.pooling import pooled_features
@@ -116,7 +117,7 @@ def assert_only_delta_takes_gradients(backbone: Backbone, delta: Delta, batch: d
         assert list(backbone.model.state_dict()) == keys
         assert [id(module) for module in backbone.model.modules()] == modules
         head = head_of(delta)
-        torch.autograd.backward(head(pooled_features(backbone, batch, head.pooling)).square().sum())
+        torch.autograd.backward(head(pooled_features(backbone, batch, head.readout)).square().sum())
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
@@ -143,7 +144,7 @@ def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: st
     plain, inside = types_of_states(low, batch, None), types_of_states(low, batch, delta)
     assert inside == plain
     with attached(backbone, delta), torch.no_grad():
-        exact, actual = (pooled_features(model, batch, "mean") for model in (backbone, low))
+        exact, actual = (pooled_features(model, batch, Readout("mean")) for model in (backbone, low))
     assert (actual - exact).norm() < 0.05 * exact.norm()
 
 
@@ -159,7 +160,7 @@ def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta |
                     types[name] = output.dtype
 
             undo.callback(module.register_forward_hook(note).remove)
-        pooled_features(backbone, batch, "mean")
+        pooled_features(backbone, batch, Readout("mean"))
     return types
 
 
@@ -181,7 +182,7 @@ def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
     assert back.to_bytes() == delta.to_bytes()
     assert back.digest == delta.digest
     assert (back.method, back.settings, back.backbone) == (delta.method, delta.settings, delta.backbone)
-    assert (head_of(back).labels, head_of(back).pooling) == (head_of(delta).labels, head_of(delta).pooling)
+    assert (head_of(back).labels, head_of(back).readout) == (head_of(delta).labels, head_of(delta).readout)
     assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
 
 

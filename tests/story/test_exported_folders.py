@@ -18,7 +18,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import load_delta
 from registry import Registry
 from tasks import Method, Stream, TaskSpec
-from tests.helpers.tiny_tasks import rows_of, tiny_backbone, write_task
+from tests.helpers.tiny_tasks import rows_of, save_backbone, tiny_backbone, write_task
 
 TEXTS = ["purr meow", *map(str, rows_of("mood", 5, seed=7).texts), "the awful dull tower of sugar and honey " * 5]
 
@@ -103,6 +103,39 @@ def test_without_its_last_layer_a_classifier_returns_the_states_of_the_delta(
     assert float(scores.max()) == pytest.approx(learner.predict(TEXTS[:1], "mood")[0].score, abs=1e-5)
 
 
+def run_card(card: str, backbone: Backbone, out: Path) -> dict[str, Any]:
+    """Run the lines of a model card on one of the texts; return their names."""
+    code = "\n".join(card.split("```python\n")[i].split("```")[0] for i in range(1, card.count("```python") + 1))
+    folder = save_backbone(backbone, out.parent / "backbone")
+    names: dict[str, Any] = {}
+    exec(code.replace("DIR", str(out)).replace(backbone.name, str(folder)).replace("a text", TEXTS[1]), names)
+    return names
+
+
+@pytest.mark.parametrize("form", ["peft", "transformers"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_head_on_a_lower_layer_is_exported(
+    registry: Registry, tmp_path: Path, family: str, pooling: str, form: str
+) -> None:
+    pytest.importorskip("peft")
+    learner = Learner(tiny_backbone(family), registry)
+    out = learn_and_export(learner, tmp_path, form, readout={"pooling": pooling, "layers": 1})
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "state behind 1 layers" in card or "states behind 1 layers" in card
+    head = json.loads((out / "head.json").read_text())
+    assert (head["pooling"], head["layer"]) == (pooling, 0 if form == "peft" else -1)
+    if form == "transformers":
+        assert AutoModel.from_pretrained(out).config.num_hidden_layers == 1
+    score = float(run_card(card, learner.backbone, out)["probabilities"].max())
+    assert score == pytest.approx(learner.predict(TEXTS[1:2], "mood")[0].score, abs=1e-5)
+    if form == "peft":
+        learner.import_peft(out, "mood")
+        again = load_delta(registry.blobs.get(str(registry.delta("mood@2").digest)))
+        assert again.head is not None
+        assert again.head.layers == 1
+
+
 @pytest.mark.parametrize("form", ["peft", "transformers"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
 def test_a_model_card_says_how_its_folder_answers(
@@ -120,12 +153,7 @@ def test_a_model_card_says_how_its_folder_answers(
         assert fact in body
     texts = [text for split, n in enumerate((60, 20, 12)) for text in rows_of("mood", n, seed=split).texts]
     assert not [text for text in texts if str(text) in card]
-    code = "\n".join(body.split("```python\n")[i].split("```")[0] for i in range(1, body.count("```python") + 1))
-    backbone = tmp_path / "backbone"
-    learner.backbone.base_module.save_pretrained(backbone)
-    learner.backbone.tokenizer.save_pretrained(backbone)
-    names: dict[str, Any] = {}
-    exec(code.replace("DIR", str(out)).replace(f"tiny-{family}", str(backbone)).replace("a text", TEXTS[1]), names)
+    names = run_card(body, learner.backbone, out)
     expected = learner.predict(TEXTS[1:2], "mood")[0].score
     if "classify" in names:
         assert (family, form) == ("bert", "transformers")

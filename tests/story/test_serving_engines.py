@@ -27,7 +27,8 @@ peft: Any = pytest.importorskip("peft")
 
 TEXTS = [*map(str, rows_of("mood", 6, seed=7).texts)]
 BUDGET = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "max_length": 16}
-WRITES = {"kind": "generation", "target": "label", "label": None}
+WRITES = {"kind": "generation", "target": "label", "label": None, "readout": None}
+LAST = {"pooling": "last"}  # the state that engines read
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llama(llama_folder: Path) -> Backbone:
-    return replace(load_backbone(llama_folder, device="cpu"), pooling="last")
+    return load_backbone(llama_folder, device="cpu")
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 def task_spec(folder: Path, method: str | Mapping[str, Any], *, task: str = "mood", **changes: Any) -> dict[str, Any]:
-    spec = write_task(folder, task, train=24, validation=8) | {"budget": BUDGET, "method": method} | changes
+    spec = write_task(folder, task, train=24, validation=8) | {"budget": BUDGET, "method": method, "readout": LAST}
+    spec |= changes
     return {key: value for key, value in spec.items() if value is not None}
 
 
@@ -170,7 +172,18 @@ def test_a_loss_that_cannot_be_measured_is_said(llama: Backbone, registry: Regis
         ("vllm", "gpt2", WRITES, "vLLM serves gpt2 models without LoRA. --format transformers"),
         ("vllm", "bert", {}, "over causal language models, and a bert model is none. --format transformers"),
         ("sglang", "llama", {}, "SGLang takes adapters that write text, and its head .* --format peft"),
-        ("vllm", "llama", {}, "vLLM reads the state of the last token, and its head the pooling 'mean'. --format peft"),
+        (
+            "vllm",
+            "llama",
+            {"readout": {"pooling": "mean"}},
+            "vLLM reads the state of the last token, and its head the pooling 'mean' .*pooling: last.* --format peft",
+        ),
+        (
+            "vllm",
+            "llama",
+            {"readout": LAST | {"layers": 1}},
+            "vLLM runs all layers of the backbone, and its head reads the states behind 1 .* --format peft",
+        ),
         ("sglang", "opt", WRITES, "SGLang takes no LoRA at fc1, fc2, out_proj of a opt model"),
         ("lorax", "llama", WRITES | {"method": "full"}, "LoRAX takes no LoRA at embed_tokens of a llama model"),
         ("lorax", "qwen3", WRITES, "LoRAX serves qwen3 models without LoRA"),

@@ -14,9 +14,9 @@ import pytest
 from tests.helpers.paths import ROOT
 
 ORDER = (
-    "tasks < registry < errors, escaping, settings, callbacks < serialization, metrics, cluster, reports < backbones < "
-    "deltas < features, generation < kinds < training, transfer, routing < inference < learning < "
-    "streams, exchange, serve < experiments < tracking < learner < cli"
+    "tasks < registry < errors, escaping, file_metadata, settings, callbacks < serialization, metrics, cluster, "
+    "reports < backbones < deltas < features, generation < kinds < training, transfer, routing < inference < "
+    "learning < streams, exchange, serve < experiments < tracking < learner < cli"
 )
 RANK = {name: rank for rank, names in enumerate(ORDER.split(" < ")) for name in names.split(", ")}
 FILES = [

@@ -110,7 +110,7 @@ def test_logits_are_the_head_of_each_rows_pooled_states(backbone: Backbone) -> N
     delta, rows = fresh_delta(backbone, "adapter"), prepared_rows(backbone, "mood", 7)
     actual, head = logits(backbone, delta, rows.tokens), head_of(delta)
     with torch.no_grad(), attached(backbone, delta):
-        alone = [head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), head.pooling)) for i in range(7)]
+        alone = [head(pooled_features(backbone, pad(backbone, rows.tokens, [i]), head.readout)) for i in range(7)]
     torch.testing.assert_close(actual, torch.cat(alone), rtol=1e-4, atol=1e-5)
     kind = Classification(labels_of("mood"))
     outputs = kind.outputs(ForwardContext(backbone, delta, rows), delta.head)

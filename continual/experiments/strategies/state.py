@@ -1,14 +1,14 @@
 """The state of a strategy after a task, stored as one blob, from which the next task continues."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from continual.deltas import Delta, Head, delta_from_tensors
+from continual.deltas import Delta, Head, delta_from_tensors, head_from_metadata
 from continual.experiments.strategies.fisher import FisherImportance
 from continual.kinds import Outputs
 from continual.serialization import deserialize, serialize
@@ -40,7 +40,7 @@ class StrategyState:
         body, importance = self.shared_delta, self.importance
         about: dict[str, Any] = {
             "body": body and {"about": body.metadata(), "order": [*body.tensors()]},
-            "heads": [head and {"labels": head.labels, "pooling": head.pooling} for head in self.heads],
+            "heads": [head and head.metadata() for head in self.heads],
             "outputs": {number: [*outputs] for number, outputs in self.outputs.items()},
             # A file does not preserve the order of its tensors, and sums over them depend on it.
             "importance": importance and {"order": [*importance.fisher], "rest": importance.constant},
@@ -77,7 +77,7 @@ def load_state(data: bytes) -> StrategyState:
         if not description:
             return None
         parts = tensors_under(f"heads/{number}", ["weight", "bias"])
-        return Head(**parts, labels=tuple(description["labels"]), pooling=description["pooling"])
+        return head_from_metadata(parts["weight"], parts["bias"], description)
 
     try:
         body, stored_importance = about["body"], about["importance"]
@@ -99,7 +99,9 @@ def stack_heads(heads: Sequence[Head | None]) -> Head | None:
     if not present:
         return None
     weight, bias = (torch.cat([getattr(head, name) for head in present]) for name in ("weight", "bias"))
-    return Head(weight, bias, tuple(label for head in present for label in head.labels), present[0].pooling)
+    return replace(
+        present[0], weight=weight, bias=bias, labels=tuple(label for head in present for label in head.labels)
+    )
 
 
 def split_head(whole: Head | None, like: Sequence[Head | None]) -> tuple[Head | None, ...]:
@@ -120,4 +122,4 @@ def _rows(whole: Head | None, begin: int, like: Head | None) -> Head | None:
     if whole is None or like is None:
         return None
     rows = slice(begin, begin + len(like.labels))
-    return Head(whole.weight[rows], whole.bias[rows], like.labels, whole.pooling)
+    return replace(whole, weight=whole.weight[rows], bias=whole.bias[rows], labels=like.labels)

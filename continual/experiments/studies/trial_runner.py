@@ -12,6 +12,7 @@ from continual.kinds import ForwardContext, PreparedRows
 from continual.kinds.scoring import score_answers
 from continual.learning.learn import search_method
 from continual.learning.prepared import PreparedTask, prepare_task
+from continual.learning.readout import allowed_readouts, views_at_best_readout
 from continual.training.method_search import candidate_settings
 from continual.training.training_run import StateCallback, TrainingResult
 from continual.transfer.warm_start import Neighbour, WarmStartCandidate, from_scratch
@@ -77,11 +78,12 @@ class TrialRunner:
         """Return a trial's prepared task and start; equal rows are prepared only once."""
         # Tokens that a method adds shorten long texts, so that they are part of the key.
         added_tokens = max(settings.added_tokens for settings in candidate_settings(trial.candidate.method))
-        key = (*trial.sampling_key, trial.budget.max_length, added_tokens)
+        readouts = allowed_readouts(self.backbone, trial.candidate.method)
+        key = (*trial.sampling_key, trial.budget.max_length, added_tokens, readouts)
         if key not in self._trial_tasks:
             task = prepare_task(self.backbone, trial.selected_rows)
-            contexts = (ForwardContext(task.backbone, None, rows) for rows in (task.train, task.validation))
-            self._trial_tasks[key] = TrialTask(task, from_scratch(task.kind.closed_form_start(*contexts)))
+            train, held_out, _ = views_at_best_readout(task)
+            self._trial_tasks[key] = TrialTask(task, from_scratch(task.kind.closed_form_start(train, held_out)))
         cached, spec = self._trial_tasks[key], trial.spec
         assert spec.budget  # filled in by `StudyTrial.spec`
         task = replace(

@@ -340,7 +340,7 @@ HEADS: Mapping[str, tuple[dict[str, Any], str]] = {
     "labels": ({"labels": ["bad"]}, r"head of the 1 labels"),
     "twice": ({"labels": ["bad", "bad"]}, "each once"),
     "pooling": ({"pooling": "max"}, r"head\.json cannot be read"),
-    "layer": ({"layer": 2}, r"head\.json cannot be read"),
+    "layer": ({"layer": -2}, r"head\.json cannot be read"),
 }
 
 

@@ -77,7 +77,7 @@ def test_fisher_information_of_a_classification_is_of_the_rows_own_labels(bert: 
     probe, squares = replace(delta, values={**delta.values, KEY: leaf}), torch.zeros_like(leaf)
     for row in range(3):
         with attached(bert, probe):
-            vector = pooled_features(bert, pad(bert, rows.tokens, [row]), bert.pooling)
+            vector = pooled_features(bert, pad(bert, rows.tokens, [row]), bert.readout)
         loss = F.cross_entropy(head_of(probe)(vector), rows.classes[[row]])
         squares += torch.autograd.grad(loss, leaf)[0].square()
     assert squares.any()

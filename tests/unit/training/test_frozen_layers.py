@@ -221,7 +221,7 @@ def test_an_uncached_text_is_computed(bert: Backbone) -> None:
     rows, other_rows = prepared_rows(bert, "mood", ROWS), prepared_rows(bert, "place", 4)
     delta = fresh_delta(bert, "probe")
     kind = kind_of_delta(delta)
-    cache = frozen_layer_cache(bert, delta.settings, lambda: rows.tokens)
+    cache = frozen_layer_cache(bert, delta, lambda: rows.tokens)
     assert cache is not None
     expected = kind.loss(bert, delta, other_rows, range(4))
     with cache.use_cache(), counted(bert) as passes:
@@ -277,7 +277,7 @@ def test_every_kind_declares_its_inputs(kind: Kind[Any], rows: LabelledTexts, na
     delta = replace(fresh_delta(backbone, "probe"), head=kind.zero_head(backbone))
     prepared = kind.prepare(backbone, rows, max_length=32)
     expected = kind.loss(backbone, delta, prepared, range(4))
-    cache = frozen_layer_cache(backbone, delta.settings, lambda: kind.loss_inputs(backbone, prepared))
+    cache = frozen_layer_cache(backbone, delta, lambda: kind.loss_inputs(backbone, prepared))
     assert cache is not None
     with cache.use_cache(), counted(backbone) as passes:
         torch.testing.assert_close(kind.loss(backbone, delta, prepared, range(4)), expected, rtol=1e-5, atol=1e-6)

@@ -280,7 +280,7 @@ def test_a_later_stage_keeps_the_earlier_stages_values(bertlike: Backbone) -> No
         head = head_of(trainable)
         with attached(bertlike, trainable):
             for _ in range(3):
-                optimise(head(pooled_features(bertlike, batch_of(bertlike), head.pooling)).square().sum())
+                optimise(head(pooled_features(bertlike, batch_of(bertlike), head.readout)).square().sum())
         moved = {key for key, value in trainable.detached().values.items() if not torch.equal(value, delta.values[key])}
         assert moved == {key for key in delta.values if key.split("/")[1] in number}
 
