@@ -64,7 +64,7 @@ def read_prompts(
         decoder = {f"decoder_{name}": tensor for name, tensor in arguments.items()}
         arguments = pad_batch(backbone, prompts) | decoder
     last = torch.tensor([len(text) - 1 for text in texts], device=backbone.device)
-    with _only_states(backbone, last):
+    with selected_states(backbone, last[:, None]):
         logits = _forward(backbone, cache, arguments)
     self_attention = cache if causal else cache.self_attention_cache
     longest = max(soft_tokens)
@@ -90,7 +90,7 @@ def read_on(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> 
     arguments["position_ids"] = read + torch.arange(arguments["input_ids"].shape[1], device=backbone.device)
     arguments["attention_mask"] = torch.cat((key_values.mask(added=0), arguments["attention_mask"]), dim=1)
     last = torch.tensor([len(text) - 1 for text in texts], device=backbone.device)
-    with _only_states(backbone, last):
+    with selected_states(backbone, last[:, None]):
         logits = _forward(backbone, key_values.cache, arguments)
     begins: list[int] = key_values.starts.tolist()
     starts = align_right(key_values.cache, begins, [width + len(text) for text in texts])
@@ -131,13 +131,16 @@ def _forward(backbone: Backbone, cache: Any, arguments: dict[str, Any]) -> Tenso
 
 
 @contextmanager
-def _only_states(backbone: Backbone, last: Tensor) -> Iterator[None]:
-    """Compute the logits of one token of each row inside the block, that at index `last` [B]; [B, 1, V]."""
+def selected_states(backbone: Backbone, positions: Tensor) -> Iterator[None]:
+    """Compute the logits [B, K, V] of some tokens of each row alone inside the block, those at positions [B, K].
+
+    A vocabulary is so large that the logits of all tokens would take longer than the layers.
+    """
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states, *others = args
-        index = last.to(states.device)
-        return states[torch.arange(len(states), device=states.device), index].unsqueeze(1), *others
+        index = positions.to(states.device)
+        return states[torch.arange(len(states), device=states.device)[:, None], index], *others
 
     handle = backbone.language_model.get_output_embeddings().register_forward_pre_hook(select, prepend=True)
     with handle:

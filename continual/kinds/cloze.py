@@ -1,7 +1,7 @@
 """Texts with a gap for a language model, and the scores of candidate words in it.
 
-A masked model predicts the word in place of its mask token. A causal model reads the text before the gap and scores the
-word with the text behind it. An encoder-decoder reads the whole text and scores the word in its decoder.
+A masked model predicts the word in place of its mask token. A causal model reads the text before the gap once and
+scores each word with the text behind it. An encoder-decoder reads the whole text, and scores the word in its decoder.
 
 Shapes: N texts, B texts of a batch, C words.
 """
@@ -18,6 +18,13 @@ from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, replace_surrogates
 from continual.generation.padding import pad_batch, pad_ids
 from continual.generation.sampling import Ids
+from continual.kinds.continuations import (
+    Branches,
+    can_share_prompts,
+    continuation_log_probs,
+    forward_log_probs,
+    sequence_ids,
+)
 from continual.kinds.language_model import (
     forward_continuation_log_prob,
     language_model_obstacle,
@@ -54,6 +61,10 @@ class Cloze:
         pairs = zip(self.prompts, self.continuations, strict=True)
         return [(prompt, tuple(chain(*words))) for prompt, words in pairs]
 
+    def branches(self) -> list[Branches]:
+        """Return each prompt with its C continuations."""
+        return list(zip(self.prompts, self.continuations, strict=True))
+
     def prompt_continuation_pairs(self) -> tuple[list[Ids], list[Ids]]:
         """Return N · C prompts and their continuations: each prompt is repeated for each of its words."""
         pairs = zip(self.prompts, self.continuations, strict=True)
@@ -81,7 +92,7 @@ def template_obstacle(backbone: Backbone, template: Template, *, max_length: int
 
 def _multi_token_words(backbone: Backbone, template: Template) -> Iterator[str]:
     """Yield one message per word of several tokens: a masked model predicts one token for its mask."""
-    for word in template.words.values():
+    for word in chain(*template.label_words.values()):
         if len(ids := _encode(backbone, f" {word}")) != 1:
             pieces = ", ".join(backbone.tokenizer.convert_ids_to_tokens(ids))
             yield (
@@ -130,7 +141,7 @@ def _token_count(filled: FilledTemplate) -> int:
 
 def _fill(backbone: Backbone, template: Template, texts: Sequence[str]) -> FilledTemplate:
     """The prompt with these texts, and its continuation with each word."""
-    tokenizer, words = backbone.tokenizer, template.words.values()
+    tokenizer, words = backbone.tokenizer, [*chain(*template.label_words.values())]
     gap = tokenizer.mask_token or ""
     before, after = template.split_at_gap(*(text.replace(gap, "") if gap else text for text in texts))
     if backbone.architecture == "causal":
@@ -163,22 +174,29 @@ def answer_word_scores(backbone: Backbone, cloze: Cloze, batch: Sequence[int]) -
     chosen = cloze.take(batch)
     if backbone.architecture == "encoder":
         return _mask_logits(backbone, chosen.prompt_word_pairs())
+    if backbone.architecture == "causal":
+        return continuation_log_probs(backbone, chosen.branches())
     nll, _ = token_nll(backbone, *chosen.prompt_continuation_pairs())
     return -nll.sum(dim=1).reshape(len(batch), -1)
 
 
 def cloze_inputs(backbone: Backbone, cloze: Cloze) -> Tokens:
     """Return the inputs of the backbone for `answer_word_scores` of all texts."""
+    if backbone.architecture == "causal":
+        return Tokens(sequence_ids(cloze.branches()), None)
     if backbone.architecture == "encoder":
         return Tokens(cloze.prompts, None)
     return model_inputs(backbone, *cloze.prompt_continuation_pairs())
 
 
 def forward_word_scores(backbone: Backbone, cloze: Cloze) -> ForwardRequest[Tensor]:
-    """Request the words' scores of all texts, on the CPU: [N, C] of a masked model, [N · C] of any other."""
+    """Request the words' scores of all texts, on the CPU: [N, C], or [N · C] where each text is read once per word."""
     if backbone.architecture == "encoder":
         items, lengths = cloze.prompt_word_pairs(), [len(prompt) for prompt in cloze.prompts]
         return ForwardRequest(items, lengths, _mask_word_scores, torch.tensor, BATCH)
+    if can_share_prompts(backbone):
+        lengths = [len(prompt) + max(map(len, words)) for prompt, words in cloze.branches()]
+        return ForwardRequest(cloze.branches(), lengths, forward_log_probs, torch.tensor, BATCH)
     return forward_continuation_log_prob(backbone, *cloze.prompt_continuation_pairs())
 
 

@@ -140,6 +140,10 @@ def test_template_masks_are_filled_together(name: str, masked: Backbone) -> None
     backbone = masked if name == "masked" else backbone_of(name)
     deltas = each_method(replace(backbone, generates=True), TemplateClassification(FEW), TemplateClassification(MORE))
     shared, separate = compare(backbone, deltas, list(TEXTS[:4]))
+    if backbone.architecture == "causal":  # the prompts in one pass, and one for each word of the longest list
+        assert shared == [16] * 4
+        assert sum(separate) == 2 * 4 * (3 + 4)
+        return
     assert sum(shared) == sum(separate)
     assert len(shared) < len(separate)
 

@@ -35,30 +35,29 @@ def prepend_soft_tokens(backbone: Backbone, changes: Sequence[PlacedEdit]) -> It
     if backbone.architecture == "causal":
         require_cache_argument(place.output_module)
     pads_on_the_left = backbone.generates and backbone.architecture == "causal"
-    starts_text = False  # whether the pass under way reads the first tokens; later ones find the others in the cache
     order: Tensor | None = None  # of vectors and text in that pass; None for vectors first
 
     def extend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        nonlocal starts_text, order
+        nonlocal order
         call = bind_arguments(module, args, kwargs)
         cache = cache_of(call)
         cached = 0 if cache is None else cache.get_seq_length()
-        starts_text = cached == 0
+        prefix.starts_text = cached == 0
         if call.get("attention_mask") is None and prefix.padding is not None:  # every token of the text is attended to
             ids = call["input_ids"]
             length = ids.shape[1] + max(cached - prefix.length, 0)
             call["attention_mask"] = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
         order = _behind_left_padding(call, prefix) if pads_on_the_left else None
-        return (), {**call, **_extended_arguments(call, prefix, order, starts_text=starts_text)}
+        return (), {**call, **_extended_arguments(call, prefix, order)}
 
     def replace_embeddings(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not starts_text:
+        if not prefix.starts_text:
             return output
         extended = prefix.prepend(output[:, prefix.length :])
         return extended if order is None else _rearrange(extended, order)
 
     def drop_prefix(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if starts_text:
+        if prefix.starts_text:
             output.last_hidden_state = output.last_hidden_state[:, prefix.length :]
         return output
 
@@ -76,11 +75,12 @@ class _SoftTokens:
 
     Attributes:
         length: P.
+        starts_text: Whether the pass under way reads the first tokens; later ones find the others in the cache.
         padding: How many of the P a row has not, [B, 1]; None where all rows have as many.
     """
 
     def __init__(self, changes: Sequence[PlacedEdit], device: torch.device) -> None:
-        self._device = device
+        self._device, self.starts_text = device, False
         self._changes: dict[RowRange | None, list[PlacedEdit]] = {}
         for change in reversed(changes):  # the vectors of a later edit stand before those of earlier ones
             self._changes.setdefault(change.rows, []).append(change)
@@ -140,26 +140,24 @@ def _rearrange(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], order]
 
 
-def _extended_arguments(
-    call: Call, prefix: _SoftTokens, order: Tensor | None, *, starts_text: bool
-) -> dict[str, Tensor]:
+def _extended_arguments(call: Call, prefix: _SoftTokens, order: Tensor | None) -> dict[str, Tensor]:
     """The arguments of a stack with P more tokens in front, each a placeholder for a vector."""
     placeholders = {
         "input_ids": lambda column: column.expand(-1, prefix.length),
         "token_type_ids": lambda column: torch.zeros_like(column).expand(-1, prefix.length),
         "attention_mask": prefix.mask,
     }
-    names = [n for n in placeholders if call.get(n) is not None and (starts_text or n == "attention_mask")]
+    names = [n for n in placeholders if call.get(n) is not None and (prefix.starts_text or n == "attention_mask")]
     extended = {name: torch.cat((placeholders[name](call[name][:, :1]), call[name]), dim=1) for name in names}
     positions = call.get("position_ids")
     if positions is not None:
         prefix_positions = torch.arange(prefix.length, device=positions.device).expand(len(positions), -1)
         text_positions = positions + prefix.length
         extended["position_ids"] = (
-            torch.cat((prefix_positions, text_positions), dim=1) if starts_text else text_positions
+            torch.cat((prefix_positions, text_positions), dim=1) if prefix.starts_text else text_positions
         )
     if order is not None:
-        arranged = ("attention_mask", "position_ids") if starts_text else ("attention_mask",)
+        arranged = ("attention_mask", "position_ids") if prefix.starts_text else ("attention_mask",)
         extended |= {name: _rearrange(extended[name], order) for name in arranged if name in extended}
     return extended
 
@@ -180,7 +178,7 @@ def _shifted_positions(backbone: Backbone, tokens: Place, prefix: _SoftTokens) -
     def shift_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         nonlocal shift
         positions = place.input_of(args, kwargs).expand(len(padding), -1)
-        if positions.shape[1] > prefix.length:  # the first tokens of the text
+        if prefix.starts_text:
             first = positions.gather(1, padding)
             shift = first - first.min()
         return replace_argument(module, args, kwargs, place.argument, (positions - shift).clamp(min=0))
