@@ -1,10 +1,11 @@
-"""Classification as cloze: a text with one gap, and the word that fills it for each label.
+"""Classification as cloze: a text with one gap, and the words that fill it for each label.
 
 Schick and Schütze (2021), "Exploiting Cloze Questions for Few-Shot Text Classification" (arXiv:2001.07676).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated
 
@@ -18,14 +19,15 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, k
 _GAP = "\0"  # does not occur in written text
 
 Word = Annotated[str, Field(min_length=1)]
+Words = Annotated[tuple[Word, ...], Field(min_length=1)]
 
 
 class Template(StrictModel):
-    """A cloze pattern and one word per label.
+    """A cloze pattern and the words of each label.
 
     Attributes:
         text: A Jinja2 template of `text` (for pairs also `text_pair`) and `mask`, the gap, which occurs once.
-        words: The word that fills the gap, by label.
+        words: The word, or the several words, that fill the gap, by label.
 
     >>> template = Template(text="{{ text }} It was {{ mask }}.", words={"bad": "awful", "good": "great"})
     >>> template.split_at_gap("Fun to watch.")
@@ -33,7 +35,7 @@ class Template(StrictModel):
     """
 
     text: str
-    words: dict[str, Word] = Field(min_length=2)
+    words: Mapping[str, Word | Words] = Field(min_length=2)
 
     @field_validator("text")
     @classmethod
@@ -49,15 +51,28 @@ class Template(StrictModel):
 
     @field_validator("words")
     @classmethod
-    def _words_differ(cls, value: dict[str, str]) -> dict[str, str]:
-        if len(set(value.values())) < len(value):
-            raise ValueError("two labels have the same word, so that nothing could tell them apart; change one")
+    def _words_differ(cls, value: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+        words = [word for words in value.values() for word in _as_tuple(words)]
+        if repeated := sorted({word for word in words if words.count(word) > 1}):
+            raise ValueError(
+                f"the word {repeated[0]!r} is given twice; words of one label add up, and two labels with the same "
+                "word could not be told apart by it; change one"
+            )
         return value
+
+    @property
+    def label_words(self) -> dict[str, tuple[str, ...]]:
+        """The words of each label, also where it has one."""
+        return {label: _as_tuple(words) for label, words in self.words.items()}
 
     def split_at_gap(self, text: str, text_pair: str = "") -> tuple[str, str]:
         """Render the template and return the text before and after the gap."""
         before, _, after = _render(self.text, text.replace(_GAP, ""), text_pair.replace(_GAP, "")).partition(_GAP)
         return before, after
+
+
+def _as_tuple(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else words
 
 
 def _render(template: str, text: str, text_pair: str) -> str:

@@ -63,6 +63,8 @@ def import_delta(
     method, settings, values = from_peft(task_backbone, adapter)
     prepared = None if data is None else prepare_task(backbone, _with_method(data, method, settings))
     if prepared:
+        if origin and origin.kind:  # an export of ours was learned with what its kind takes from the rows
+            prepared = prepared.with_fitted_kind()
         task_backbone, kind = prepared.backbone, prepared.kind
     task_head = _task_head(kind, task_backbone, saved.head)
     delta = Delta(method, settings, backbone.fingerprint, values, task_head, kind_metadata(kind))

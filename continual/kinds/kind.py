@@ -7,6 +7,7 @@ a `tasks.KindSchema` that names it and states the type of its targets and its me
 The calls of one task, in order:
 
     incompatibilities → from_data → prepare           before training
+    fit_frozen
     closed_form_start → with_transferred_head         the start of the head, judged on held-out rows
     loss_inputs, loss, loss_weight                    training
     forward_request → outputs_from → answers          evaluation and inference
@@ -179,6 +180,10 @@ class Kind(ABC, Generic[P]):
     @abstractmethod
     def from_data(cls, backbone: Backbone, data: TaskData) -> Self:
         """Fit the kind's fields to a task's spec and train rows."""
+
+    def fit_frozen(self, train: ForwardContext[P]) -> Self:
+        """Return the kind with what it takes from the train rows through the frozen backbone; itself by default."""
+        return self
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """Classification by template: the frozen language model fills a gap with a label's word; no head.
 
-    p(label | text) = softmax over labels of log p(word of the label | text with a gap)
+    p(y | x) = softmax_y(s_y(x) − c_y)     s_y(x) = log Σ_w p(w | x with a gap), over the words w of label y
 
 Zero epochs are zero-shot: the language model as it is. Gao et al. (2021), "Making Pre-trained Language Models Better
-Few-shot Learners" (arXiv:2012.15723).
+Few-shot Learners" (arXiv:2012.15723). A language model prefers some words whatever the text is. The calibration c is
+what it says of the train rows on average, without their labels: Zhou et al. (2024), "Batch Calibration"
+(arXiv:2309.17249).
+
+Shapes: N rows, C labels, W words of all labels.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -37,6 +42,8 @@ from continual.kinds.cloze import (
 from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs
 from tasks import LabelledTexts, TaskData, TaskSpec, Template
 
+MAX_CALIBRATION_ROWS = 256
+
 
 @dataclass(frozen=True)
 class TemplateRows:
@@ -54,6 +61,20 @@ class TemplateRows:
     classes: Tensor
     cloze: Cloze
 
+    def take(self, indices: Sequence[int]) -> "TemplateRows":
+        """Select rows by index."""
+        truth = tuple(self.truth[i] for i in indices)
+        return TemplateRows(self.tokens.take(indices), truth, self.classes[indices], self.cloze.take(indices))
+
+
+def batch_calibration(scores: Tensor) -> Tensor:
+    """Return the calibration c [C] by unlabelled rows: c_y = log of the mean over rows of softmax_y(s).
+
+    Args:
+        scores: Scores of the labels s [N, C].
+    """
+    return torch.log_softmax(scores.double(), dim=1).logsumexp(dim=0) - math.log(len(scores))
+
 
 @final
 @dataclass(frozen=True)
@@ -62,12 +83,14 @@ class TemplateClassification(Kind[TemplateRows]):
 
     Attributes:
         template: The template, with its words in the order of the task's labels.
+        calibration: c [C]; empty for zeros.
     """
 
     metric_kind: ClassVar[str] = "classification"
     generates: ClassVar[bool] = True
 
     template: Template
+    calibration: tuple[float, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -86,12 +109,28 @@ class TemplateClassification(Kind[TemplateRows]):
         """Take the template of the task and order its words by label."""
         template = data.spec.template
         assert template  # a spec with a template is of this kind
-        words: Mapping[str, str] = {label: template.words[label] for label in data.labels}
+        words = {label: template.words[label] for label in data.labels}
         return cls(template.model_copy(update={"words": words}))
 
     def settings(self) -> dict[str, Any]:
-        """Return the template."""
-        return {"template": self.template.model_dump(mode="json")}
+        """Return the template, and the calibration where there is one."""
+        calibration = {"calibration": list(self.calibration)} if self.calibration else {}
+        return {"template": self.template.model_dump(mode="json"), **calibration}
+
+    def fit_frozen(self, train: ForwardContext[TemplateRows]) -> Self:
+        """Return the kind with the calibration by the train rows, at most `MAX_CALIBRATION_ROWS` of them."""
+        last = len(train.rows.tokens) - 1
+        evenly_spaced = torch.linspace(0, last, min(last + 1, MAX_CALIBRATION_ROWS)).round().long().tolist()
+        chosen, plain = train.rows.take(evenly_spaced), replace(self, calibration=())
+        scores = plain.outputs(replace(train, rows=chosen), None)["logits"]
+        return replace(self, calibration=tuple(batch_calibration(scores).tolist()))
+
+    def _logits(self, scores: Tensor) -> Tensor:
+        """Return the logits [N, C] of the words' scores, [N, W] or [N · W]."""
+        counts = [len(words) for words in self.template.label_words.values()]
+        by_label = torch.split(scores.reshape(-1, sum(counts)).float(), counts, dim=1)
+        logits = torch.stack([label_scores.logsumexp(dim=1) for label_scores in by_label], dim=1)
+        return logits - logits.new_tensor(self.calibration) if self.calibration else logits
 
     def prepare(self, backbone: Backbone, rows: LabelledTexts, *, max_length: int) -> TemplateRows:
         """Tokenize the texts, plain and in the template."""
@@ -129,8 +168,8 @@ class TemplateClassification(Kind[TemplateRows]):
 
     def loss(self, backbone: Backbone, delta: Delta, rows: TemplateRows, batch: Sequence[int]) -> Tensor:
         """Compute the mean cross entropy over the labels, in nats: a scalar."""
-        scores = answer_word_scores(backbone, rows.cloze, batch)
-        return F.cross_entropy(scores, rows.classes[batch].to(backbone.device))
+        logits = self._logits(answer_word_scores(backbone, rows.cloze, batch))
+        return F.cross_entropy(logits, rows.classes[batch].to(backbone.device))
 
     def loss_inputs(self, backbone: Backbone, rows: TemplateRows) -> Tokens:
         """Return the filled templates."""
@@ -141,20 +180,20 @@ class TemplateClassification(Kind[TemplateRows]):
         return len(batch)
 
     def forward_request(self, context: ForwardContext[TemplateRows], head: Head | None) -> ForwardRequest[Tensor]:
-        """Request the score of each label's word in each text's gap: [N, C] or [N · C]."""
+        """Request the score of every word in each text's gap: [N, W] or [N · W]."""
         return forward_word_scores(context.backbone, context.rows.cloze)
 
     def outputs_from(self, rows: TemplateRows, head: Head | None, result: Tensor) -> Outputs:
-        """Reshape the words' scores, [N, C] or [N · C], to `logits` [N, C]."""
-        return {"logits": result.reshape(-1, len(self.labels))}
+        """Compute `logits` [N, C] from the words' scores, [N, W] or [N · W]."""
+        return {"logits": self._logits(result)}
 
     @torch.inference_mode()
     def loss_from(self, context: ForwardContext[TemplateRows], delta: Delta, result: Tensor) -> float:
-        """Compute the mean cross entropy over the labels from the words' scores, [N, C] or [N · C]."""
-        return float(F.cross_entropy(result.reshape(-1, len(self.labels)).float(), context.rows.classes))
+        """Compute the mean cross entropy over the labels from the words' scores, [N, W] or [N · W]."""
+        return float(F.cross_entropy(self._logits(result), context.rows.classes))
 
     def answers(self, backbone: Backbone, outputs: Outputs, rows: TemplateRows) -> list[Answer]:
-        """Return the label of the most probable word for each row."""
+        """Return the label of the most probable words for each row."""
         return argmax_answers(outputs, self.labels)
 
     @property

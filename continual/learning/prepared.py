@@ -12,7 +12,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head, method_settings
 from continual.features.tokens import reserve_tokens
 from continual.inference.task_statistics import compute_routing_statistics
-from continual.kinds import ForwardContext, Kind, PreparedRows, backbone_for, kind_of
+from continual.kinds import ForwardContext, Kind, PreparedRows, backbone_for, kind_of, kind_of_delta
 from continual.routing import RoutingStatistics
 from continual.training.method_search import SearchCandidate, candidate_settings
 from continual.training.objective import training_objective
@@ -85,6 +85,14 @@ class PreparedTask:
         digest = hashlib.sha256(f"{self.data.seed}/{self.data.spec.name}/head".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
         return replace(head, weight=torch.randn(head.weight.shape, generator=generator) * RANDOM_HEAD_DEVIATION)
+
+    def with_fitted_kind(self) -> "PreparedTask":
+        """Return the task with what its kind takes from the train rows through the frozen backbone."""
+        return replace(self, kind=self.kind.fit_frozen(ForwardContext(self.backbone, None, self.train)))
+
+    def with_kind_of(self, delta: Delta) -> "PreparedTask":
+        """Return the task with its kind as a delta was learned for it."""
+        return replace(self, kind=kind_of_delta(delta))
 
     def with_candidate(self, candidate: SearchCandidate) -> "PreparedTask":
         """Return the task with a candidate's method and learning rate."""

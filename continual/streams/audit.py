@@ -57,7 +57,8 @@ def audit_stream(backbone: Backbone, registry: Registry, stream: Stream) -> list
         stored = registry.delta(name) if name else None
         if stored is None or stored.predictions is None:
             continue
-        task, delta = prepare_task(backbone, data), load_delta(registry.blobs.get(stored.values))
+        delta = load_delta(registry.blobs.get(stored.values))
+        task = prepare_task(backbone, data).with_kind_of(delta)
         before = deserialize_outputs(registry.blobs.get(stored.predictions))
         now = task.kind.outputs(ForwardContext(task.backbone, delta, task.test), delta.head)
         scores = [_score(task, outputs) for outputs in (before, now)]

@@ -44,7 +44,7 @@ class _TaskRun:
         for note in self.data.notes:
             self.callbacks.on_note(name, note)
         self.callbacks.on_start(name)
-        task = prepare_task(self.backbone, self.data).with_truncation_warning()
+        task = prepare_task(self.backbone, self.data).with_fitted_kind().with_truncation_warning()
         for warning in task.data.warnings:
             self.callbacks.on_note(name, f"warning: {warning}")
         if self.resume_from:

@@ -99,8 +99,9 @@ def evaluate_stored(backbone: Backbone, registry: Registry, delta: str, data: Ta
         delta: The name of the task's delta.
         data: The task's rows.
     """
-    task, stored, blobs = prepare_task(backbone, data), registry.delta(delta), registry.blobs
+    stored, blobs = registry.delta(delta), registry.blobs
     delta_values = load_delta(blobs.get(stored.values))
+    task = prepare_task(backbone, data).with_kind_of(delta_values)
     routing = _stored_statistics(registry, delta) or _compute_statistics(task, delta_values)
     context = ForwardContext(task.backbone, delta_values, task.test)
     try:

@@ -81,7 +81,7 @@ class TrialRunner:
         readouts = allowed_readouts(self.backbone, trial.candidate.method)
         key = (*trial.sampling_key, trial.budget.max_length, added_tokens, readouts)
         if key not in self._trial_tasks:
-            task = prepare_task(self.backbone, trial.selected_rows)
+            task = prepare_task(self.backbone, trial.selected_rows).with_fitted_kind()
             train, held_out, _ = views_at_best_readout(task)
             self._trial_tasks[key] = TrialTask(task, from_scratch(task.kind.closed_form_start(train, held_out)))
         cached, spec = self._trial_tasks[key], trial.spec
