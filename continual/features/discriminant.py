@@ -122,14 +122,19 @@ def combine_heads(first: LinearHead, second: LinearHead, vectors: Tensor, classe
     logits = torch.stack([F.linear(vectors.double(), *(part.double() for part in head)) for head in (first, second)])
     correct = torch.zeros(len(classes), dtype=torch.float64)
     for half in (torch.arange(len(classes)) % 2 == parity for parity in (0, 1)):
-        a, b = _fit_pool_weights(logits[:, ~half], classes[~half])
+        a, b = fit_pool_weights(logits[:, ~half], classes[~half])
         correct[half] = ((a * logits[0] + b * logits[1])[half].argmax(dim=1) == classes[half]).double()
-    a, b = _fit_pool_weights(logits, classes)
+    a, b = fit_pool_weights(logits, classes)
     return (a * first[0] + b * second[0], a * first[1] + b * second[1]), correct
 
 
-def _fit_pool_weights(logits: Tensor, classes: Tensor) -> tuple[float, float]:
-    """The weights of two heads' logits [2, N, C]; (1, 0) where there are no rows."""
+def fit_pool_weights(logits: Tensor, classes: Tensor) -> tuple[float, float]:
+    """Fit the weights a, b ≥ 0 of two heads' logits, of least cross entropy; (1, 0) where there are no rows.
+
+    Args:
+        logits: The logits of both for the same rows [2, N, C].
+        classes: Their classes [N].
+    """
     if not len(classes):
         return 1.0, 0.0
     scale = float(logits[0].std() / logits[1].std().clamp_min(1e-12))

@@ -29,6 +29,7 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "heads": {"budgets": [0.01], "rates": [1.0]},
     "ranking": {"methods": [LORA, "probe"], "rates": [1.0]},
     "scale": {"methods": [LORA], "rates": [1.0]},
+    "answers": {"rows": [0, 8]},
 }
 
 
@@ -57,7 +58,7 @@ def writer_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture
 def trial_runner(writer_backbone: Backbone, request: pytest.FixtureRequest) -> TrialRunner:
-    template = getattr(request, "param", "") in ("templates", "combination")
+    template = getattr(request, "param", "") in ("templates", "combination", "answers")
     tasks = ("mood",) if getattr(request, "param", "") == "cost" else ("mood", "place")
     return TrialRunner(writer_backbone, tuple(task_data(name, template=template) for name in tasks), (0,))
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from continual.errors import StudyError
 from continual.experiments.studies.ablation import Ablation
+from continual.experiments.studies.answers import Answers
 from continual.experiments.studies.combination import Combination
 from continual.experiments.studies.composition import Composition
 from continual.experiments.studies.convergence import Convergence
@@ -69,6 +70,7 @@ STUDIES = PluginRegistry[type[Study]](
         "heads": Heads,
         "ranking": Ranking,
         "scale": Scale,
+        "answers": Answers,
     },
 )
 """The studies by name."""
