@@ -24,6 +24,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -112,7 +113,7 @@ def types(arguments: Namespace, measurement: Measurement) -> dict[str, Any]:
     results: dict[str, Any] = {}
     reference: list[Tensor] = []
     for name, options in TYPES.items():
-        results[name] = or_error(lambda options=options: one_type(arguments, measurement, options, reference))
+        results[name] = or_error(partial(one_type, arguments, measurement, options, reference))
         say(f"{name}: {results[name]}")
     return results
 
@@ -232,7 +233,7 @@ def main() -> None:
     }
     for name in arguments.parts:
         start = time.perf_counter()
-        results[name] = or_error(lambda name=name: PARTS[name](arguments, measurement))
+        results[name] = or_error(partial(PARTS[name], arguments, measurement))
         results[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
     print(json.dumps(results, indent=1))
 
