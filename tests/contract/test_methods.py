@@ -132,11 +132,12 @@ def test_detaching_restores_the_backbone_to_the_bit(backbone: Backbone, method: 
     assert fingerprint(backbone.base_module) == backbone.fingerprint
 
 
-def test_a_refused_delta_leaves_no_hook_behind(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
-    base = hidden(backbone, batch)
+def test_a_refused_delta_leaves_no_hook_behind(arrangement: Backbone, method: str) -> None:
+    batch = pad(arrangement, tokenize(arrangement, TEXTS, max_length=32), range(len(TEXTS)))
+    base = hidden(arrangement, batch)
     with pytest.raises(DeltaError):
-        hidden(backbone, batch, with_one_more(perturbed_delta(backbone, method)))
-    assert torch.equal(hidden(backbone, batch), base)
+        hidden(arrangement, batch, with_one_more(perturbed_delta(arrangement, method)))
+    assert torch.equal(hidden(arrangement, batch), base)
 
 
 def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
@@ -176,14 +177,14 @@ def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None
     assert {key.split("/")[0] for key in by_layer[1] ^ by_layer[0]} <= LEFT_OUT.get(backbone.family.name, some)
 
 
-def test_a_delta_survives_safetensors(backbone: Backbone, method: str) -> None:
-    delta, tokens = perturbed_delta(backbone, method), tokenize(backbone, TEXTS, max_length=32)
+def test_a_delta_survives_safetensors(arrangement: Backbone, method: str) -> None:
+    delta, tokens = perturbed_delta(arrangement, method), tokenize(arrangement, TEXTS, max_length=32)
     back = load_delta(delta.to_bytes())
     assert back.to_bytes() == delta.to_bytes()
     assert back.digest == delta.digest
     assert (back.method, back.settings, back.backbone) == (delta.method, delta.settings, delta.backbone)
     assert (head_of(back).labels, head_of(back).readout) == (head_of(delta).labels, head_of(delta).readout)
-    assert torch.equal(logits(backbone, back, tokens), logits(backbone, delta, tokens))
+    assert torch.equal(logits(arrangement, back, tokens), logits(arrangement, delta, tokens))
 
 
 def test_training_moves_a_copy_and_never_its_start_nor_another_delta(architecture: Backbone, method: str) -> None:
@@ -240,8 +241,8 @@ def test_every_family_is_trained(backbone: Backbone, method: str) -> None:
     assert fingerprint(backbone.base_module) == backbone.fingerprint
 
 
-def test_equal_seeds_give_equal_starts(backbone: Backbone, method: str) -> None:
-    assert fresh_delta(backbone, method, seed=3).digest == fresh_delta(backbone, method, seed=3).digest
+def test_equal_seeds_give_equal_starts(arrangement: Backbone, method: str) -> None:
+    assert fresh_delta(arrangement, method, seed=3).digest == fresh_delta(arrangement, method, seed=3).digest
 
 
 def with_values(delta: Delta) -> Delta:
@@ -293,11 +294,11 @@ def test_an_incompatible_delta_is_refused(arrangement: Backbone, method: str, sp
         logits(arrangement, delta, tokenize(arrangement, TEXTS, max_length=32))
 
 
-def test_a_delta_of_another_random_backbone_is_refused(backbone: Backbone, method: str) -> None:
-    other_backbone = tiny_backbone(backbone.name.removeprefix("tiny-"), seed=1)
+def test_a_delta_of_another_random_backbone_is_refused(arrangement: Backbone, method: str) -> None:
+    another = tiny_backbone(arrangement.name.removeprefix("tiny-"), seed=1)
     with (
         pytest.raises(DeltaError, match="learned on backbone"),
-        attached(other_backbone, perturbed_delta(backbone, method)),
+        attached(another, perturbed_delta(arrangement, method)),
     ):
         pass
 
@@ -319,7 +320,7 @@ def test_settings_survive_a_stream_file(method: str) -> None:
     assert method_settings(Method.model_validate({"name": method} | settings.model_dump(mode="json"))) == settings
 
 
-def test_each_label_of_a_task_needs_a_row_of_the_head(backbone: Backbone, method: str) -> None:
-    tokens = tokenize(backbone, TEXTS, max_length=32)
-    delta = fresh_delta(backbone, method, task="animals")
-    assert logits(backbone, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))
+def test_each_label_of_a_task_needs_a_row_of_the_head(arrangement: Backbone, method: str) -> None:
+    tokens = tokenize(arrangement, TEXTS, max_length=32)
+    delta = fresh_delta(arrangement, method, task="animals")
+    assert logits(arrangement, delta, tokens).shape == (len(TEXTS), len(labels_of("animals")))
