@@ -3,6 +3,7 @@
 import gc
 import os
 import platform
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -26,6 +27,7 @@ from tests.helpers.databases import bucket, database, postgres, postgres_url, sh
 from tests.helpers.tiny_models import SUITE_FAMILIES, WRITERS
 from tests.helpers.tiny_tasks import save_backbone, tiny_backbone
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 torch.set_num_threads(1)
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

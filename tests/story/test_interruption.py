@@ -16,14 +16,6 @@ from tests.helpers.cli import CliResult, CliRunner
 from tests.helpers.tiny_tasks import write_task
 
 
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C interrupt, which a shell has background processes ignore."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
 @pytest.fixture
 def stream(tmp_path: Path, bert_folder: Path) -> Path:
     budget = {"epochs": 1, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16}
