@@ -42,6 +42,7 @@ _ROLES: Mapping[str, str] = {  # by the names that `docstring_parser` gives to s
 _NUMPYDOC = re.compile(r"^\s*-{3,}\s*$", re.MULTILINE)
 _REST = re.compile(r"^\s*:(param|returns?|raises)\b", re.MULTILINE)
 _GOOGLE = re.compile(r"^\s*(Args|Returns|Yields|Raises):\s*$", re.MULTILINE)
+_SECTION = re.compile(rf"{_NUMPYDOC.pattern}|{_REST.pattern}|{_GOOGLE.pattern}", re.MULTILINE)
 _MARKUP = re.compile(r":[\w:.-]+:`~?\.?([^`<]*?)(?:\s*<[^>]*>)?`")  # a reference of reStructuredText
 _SENTENCE = re.compile(r".{15,}?[.!?](?=\s+[A-Z(]|$)")
 
@@ -101,6 +102,39 @@ def role_rows(package: str) -> list[Row]:
         for text, role in _sections(ast.get_docstring(definition) or "")
         if _has_words(sentence := _first_sentence(text))
     )
+
+
+def module_rows(file: Path) -> list[Row]:
+    """Return the sentences of a module's public docstrings, by the role of the part that they are in.
+
+    The roles are those of `role_rows`. Paragraphs after the summary are notes; examples are left out.
+
+    Args:
+        file: Source of the module; it is parsed, never imported.
+
+    Returns:
+        Pairs (text, role) as of `role_rows`; none where the file cannot be parsed.
+    """
+    docstrings = (ast.get_docstring(definition) or "" for definition in _public_definitions(file))
+    return _unambiguous(
+        (sentence, role)
+        for docstring in docstrings
+        for text, role in _parts(docstring)
+        for sentence in _sentences(text)
+        if _has_words(sentence)
+    )
+
+
+def _parts(docstring: str) -> Iterator[Row]:
+    """Yield (text, role) of a docstring's paragraphs and of the entries of its sections."""
+    if _style(docstring):
+        yield from _sections(docstring)
+        docstring = docstring[: section.start()] if (section := _SECTION.search(docstring)) else docstring
+    first, *others = docstring.split("\n\n")
+    yield first, "summary"
+    for paragraph in others:
+        if not paragraph.lstrip().startswith((">>>", "..")) and not paragraph.startswith(" "):
+            yield paragraph, "note"
 
 
 def signature_rows(package: str) -> list[Row]:
@@ -340,6 +374,19 @@ def _style(docstring: str) -> docstring_parser.DocstringStyle | None:
 
 
 def _first_sentence(text: str) -> str:
-    plain = " ".join(re.sub(r"[`*]", "", _MARKUP.sub(r"\1", text.partition("\n\n")[0])).split())
+    plain = _plain(text.partition("\n\n")[0])
     sentence = _SENTENCE.match(plain)
     return (sentence[0] if sentence else plain)[:_MAX_CHARACTERS].rstrip()
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a text, the last one with or without its full stop."""
+    plain, start = _plain(text), 0
+    for sentence in _SENTENCE.finditer(plain):
+        start = sentence.end()
+        yield sentence[0].strip()[:_MAX_CHARACTERS].rstrip()
+    yield plain[start:].strip()[:_MAX_CHARACTERS].rstrip()
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[`*]", "", _MARKUP.sub(r"\1", text)).split())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks import DataError, load_stream, read_stream, write_demo_stream, write_writing_stream
-from tasks.docstring_corpus import area_rows, role_rows
+from tasks.docstring_corpus import area_rows, module_rows, role_rows
 
 AREAS = ("birds", "boats", "bread", "tests", "_inner")
 
@@ -176,3 +176,44 @@ def test_a_language_model_writes_summaries_from_signatures(tmp_path: Path, monke
     assert [len(writing.train), len(writing.validation), len(writing.test)] == [96, 16, 24]
     assert all(str(text).startswith("def ") for text in writing.train.texts)
     assert len(set(reading.labels)) > 2
+
+
+def test_a_module_has_the_sentences_of_all_parts_of_its_docstrings(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        '''
+def plain():
+    """Counts the boats in the harbour. They may be moored.
+
+    Each one is counted only once. Small ones are left out
+
+    >>> plain() and nothing else is here
+    """
+def sectioned(depth):
+    """Measures how deep the water is.
+
+    It is taken at low tide.
+
+    Args:
+        depth: How deep all of it is. In metres of salt water.
+
+    Returns:
+        A number that is not negative.
+    """
+def _hidden(): "Nobody reads what this one says."
+''',
+        encoding="utf-8",
+    )
+    assert sorted(module_rows(file)) == [
+        ("A number that is not negative.", "result"),
+        ("Counts the boats in the harbour.", "summary"),
+        ("Each one is counted only once.", "note"),
+        ("How deep all of it is.", "argument"),
+        ("In metres of salt water.", "argument"),
+        ("It is taken at low tide.", "note"),
+        ("Measures how deep the water is.", "summary"),
+        ("Small ones are left out", "note"),
+        ("They may be moored.", "summary"),
+    ]
+    file.write_text("def f(:\n", encoding="utf-8")
+    assert module_rows(file) == []
