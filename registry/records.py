@@ -371,6 +371,7 @@ class Champion:
         budget: The budget it was trained with.
         digest: Digest of its values.
         created_at: Time of registration.
+        is_routed: Whether the router may choose the task.
     """
 
     task: str
@@ -380,3 +381,4 @@ class Champion:
     budget: dict[str, Any]
     digest: str
     created_at: datetime
+    is_routed: bool = True

@@ -48,6 +48,10 @@ class Signature:
         scatter = self.moment - self.sums.T @ self.means
         return without_rounding(scatter, float(self.moment.trace()))
 
+    def leading_scatter(self, size: int) -> Tensor:
+        """Return the within-class scatter [L, L] of the L leading dimensions, at most `size`."""
+        return self.scatter[:size, :size]
+
     @property
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""

@@ -95,10 +95,11 @@ def choose_tasks(router: Router, log_p: Tensor, query: QueryDeltas[B]) -> Decisi
 
 
 def _candidate_inputs(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:
-    """Return the inputs of each candidate task: the likeliest or, where `unsure` [N], the first few."""
-    ranked = log_p.topk(candidates, dim=1).indices.tolist()
+    """Return the inputs of each candidate task: the likeliest or, where `unsure` [N], the first possible ones."""
+    ranked = log_p.topk(candidates, dim=1)
+    is_candidate = ranked.values.isfinite() & unsure.unsqueeze(1)
+    is_candidate[:, 0] = True
     inputs_of_task: dict[int, list[int]] = defaultdict(list)
-    for i, (likeliest, is_unsure) in enumerate(zip(ranked, unsure.tolist(), strict=True)):
-        for task in likeliest if is_unsure else likeliest[:1]:
-            inputs_of_task[task].append(i)
+    for i, place in is_candidate.nonzero().tolist():
+        inputs_of_task[int(ranked.indices[i, place])].append(i)
     return inputs_of_task

@@ -1,25 +1,22 @@
-"""Held-out rows of all tasks, and the fit of a router's weights and offsets on them.
+"""Held-out rows of all tasks, on which a router's settings are chosen.
 
 Every task counts the same, however many rows it has.
 
-Shapes: H held-out rows of all tasks, M width of features, K tasks, R rules.
+Shapes: H held-out rows of all tasks, M width of features, C classes of all tasks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn import functional as F
 
-from continual.routing.statistics import RoutingStatistics
+from continual.routing.moments import WIDTH
+from continual.routing.statistics import HELD_OUT, RoutingStatistics, evenly_spaced
 
-SMOOTHING = 0.001  # of labels: where all held-out rows are separated, no weight would be large enough
-LARGEST_WEIGHT = 1e4
-OFFSET_PENALTY = 1e-2  # nats for a mean square of offsets of one
+MAX_HELD_OUT_ROWS = 8192  # of all tasks
+TUNED_TASKS = 64  # at most so many tasks' rows choose the settings of a rule
 
 Features = Literal["random_features", "pooled"]
 
@@ -45,71 +42,90 @@ class HeldOutRows:
         return 1.0 / (counts[self.task_index] * (counts > 0).sum())
 
 
+@dataclass(frozen=True)
+class TaskHeldOut:
+    """Held-out rows of one task: features [H, M] and their fit [H] to the task's delta."""
+
+    rows: Tensor
+    fit: Tensor
+
+    def thin(self, count: int) -> "TaskHeldOut":
+        """Return at most `count` evenly spaced rows; fewer ones are always among more."""
+        step = 1
+        while -(-len(self.rows) // step) > count:
+            step *= 2
+        return self if step == 1 else TaskHeldOut(self.rows[::step].clone(), self.fit[::step].clone())
+
+
+@dataclass(frozen=True)
+class TuningSample:
+    """Held-out rows of some tasks, with these tasks numbered anew.
+
+    Attributes:
+        classes: Numbers of the tasks' classes.
+        task_of_class: Number of each of these classes' task.
+        rows: The tasks' held-out rows.
+    """
+
+    classes: Tensor
+    task_of_class: Tensor
+    rows: HeldOutRows
+
+
+def tuning_sample(task_of_class: Tensor, rows: HeldOutRows) -> TuningSample:
+    """Return the held-out rows of at most TUNED_TASKS evenly spaced tasks, so that settings are chosen in bounded time.
+
+    Args:
+        task_of_class: Number [C] of each class's task.
+        rows: Held-out rows of all tasks.
+    """
+    tasks = torch.unique(rows.task_index)
+    tasks = tasks[evenly_spaced(len(tasks), TUNED_TASKS)]
+    is_chosen = torch.isin(task_of_class, tasks)
+    kept = torch.isin(rows.task_index, tasks)
+    subset = HeldOutRows(rows.features[kept], torch.searchsorted(tasks, rows.task_index[kept]), rows.fit[kept])
+    return TuningSample(
+        is_chosen.nonzero().squeeze(1), torch.searchsorted(tasks, task_of_class[is_chosen].contiguous()), subset
+    )
+
+
+def rows_per_task(num_tasks: int) -> int:
+    """Return how many held-out rows of each of so many tasks are used: a power of two, so that fewer are among more."""
+    count = HELD_OUT
+    while count > 1 and count * num_tasks > MAX_HELD_OUT_ROWS:
+        count //= 2
+    return count
+
+
+def task_held_out(part: RoutingStatistics, *, features: Features, count: int = HELD_OUT) -> TaskHeldOut:
+    """Return at most `count` held-out rows of a task, a power of two."""
+    rows = getattr(part.held_out, features)[:, :WIDTH]
+    fit = part.evidence.held_out_fit if part.evidence else torch.zeros(len(rows))
+    return TaskHeldOut(rows, fit).thin(count)
+
+
 def collect_held_out(
     tasks: Sequence[str], parts: Mapping[str, RoutingStatistics], *, features: Features
 ) -> HeldOutRows:
-    """Collect the held-out rows of those tasks that have statistics.
+    """Collect the held-out rows of those tasks that have statistics; see `join_held_out`."""
+    return join_held_out(tasks, {name: task_held_out(part, features=features) for name, part in parts.items()})
+
+
+def join_held_out(tasks: Sequence[str], parts: Mapping[str, TaskHeldOut]) -> HeldOutRows:
+    """Join the held-out rows of tasks.
 
     Args:
         tasks: Names of all tasks, in the order of their numbers.
-        parts: Statistics by task name; tasks without any contribute no rows.
-        features: Attribute of `FrozenFeatures` that the rows are taken from.
+        parts: Rows by task name; tasks without any contribute none.
 
     Returns:
-        The rows [H, M] with their task numbers and fits; empty where `parts` is.
+        At most about MAX_HELD_OUT_ROWS rows [H, M] with their task numbers and fits; empty where `parts` is.
     """
     if not parts:
         return HeldOutRows(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), torch.zeros(0))
     numbered = [(number, parts[name]) for number, name in enumerate(tasks) if name in parts]
-    rows = [getattr(part.held_out, features).float() for _, part in numbered]
-    task_index = [torch.full((len(vectors),), number) for (number, _), vectors in zip(numbered, rows, strict=True)]
-    fits = [
-        part.evidence.held_out_fit if part.evidence else torch.zeros(len(vectors))
-        for (_, part), vectors in zip(numbered, rows, strict=True)
-    ]
+    numbered = [numbered[i] for i in evenly_spaced(len(numbered), MAX_HELD_OUT_ROWS)]
+    thinned = [(number, part.thin(rows_per_task(len(numbered)))) for number, part in numbered]
+    task_index = [torch.full((len(part.rows),), number) for number, part in thinned]
+    rows, fits = ([getattr(part, name).float() for _, part in thinned] for name in ("rows", "fit"))
     return HeldOutRows(torch.cat(rows), torch.cat(task_index), torch.cat(fits))
-
-
-def calibrated_loss(scores: Tensor, rows: HeldOutRows) -> float:
-    """Compute the cross entropy, in nats, of a rule's scores [H, K] after calibration on the same rows."""
-    weights, offsets = fit_calibration([scores], rows)
-    return float(_cross_entropy([weights[0] * scores, offsets], rows))
-
-
-def fit_calibration(scores: Sequence[Tensor], rows: HeldOutRows) -> tuple[list[float], Tensor]:
-    """Fit weights w ≥ 0 and offsets b that minimise the cross entropy of Σ_r w_r s_r + b on held-out rows.
-
-    Offsets serve tasks whose scores overstate their distance from others, as where one task is broad; a penalty pulls
-    them to zero. With a single task any weights are right.
-
-    Args:
-        scores: Scores [H, K] of each of R rules.
-        rows: The H held-out rows.
-
-    Returns:
-        R weights, and offsets [K].
-    """
-    scales, num_tasks = [1.0 / max(float(s.std(dim=1, correction=0).mean()), 1e-12) for s in scores], scores[0].shape[1]
-    if num_tasks == 1:
-        return scales, torch.zeros(1)
-
-    def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.tensor(values, requires_grad=True)
-        log_weights, offsets = parameters[: len(scores)], parameters[len(scores) :]
-        weighted = [torch.exp(w) * scale * s for w, scale, s in zip(log_weights, scales, scores, strict=True)]
-        loss = _cross_entropy([*weighted, offsets], rows) + OFFSET_PENALTY * offsets.square().mean()
-        (gradient,) = torch.autograd.grad(loss, parameters)
-        return float(loss.detach()), gradient.numpy()
-
-    bound = float(np.log(LARGEST_WEIGHT))
-    bounds = [(-bound, bound)] * len(scores) + [(None, None)] * num_tasks
-    start = np.zeros(len(scores) + num_tasks)
-    solution = minimize(loss_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    weights = [float(np.exp(w)) * scale for w, scale in zip(solution[: len(scores)], scales, strict=True)]
-    return weights, torch.from_numpy(solution[len(scores) :]).float()
-
-
-def _cross_entropy(weighted: Sequence[Tensor], rows: HeldOutRows) -> Tensor:
-    logits = sum((score.double() for score in weighted), torch.zeros(1, dtype=torch.float64))
-    losses = F.cross_entropy(logits, rows.task_index, reduction="none", label_smoothing=SMOOTHING)
-    return (losses * rows.weights).sum()

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from continual.routing.statistics import TaskMoments
 
-# Random features in which distances are taken: more hardly help, and cost their cube in time.
+WIDTH = 6144  # random features that routers read, the leading ones: solving takes their cube in time
+SOLVED_CLASSES = 4096  # whose weights are in memory in double precision at once
+# Random features in which distances are taken: more hardly help.
 LEADING_FEATURES = 2048
 
 
@@ -31,10 +33,17 @@ class ClassMeans:
     Attributes:
         means: Class means [C, M] of the task's own C classes.
         shares: Share [C] of each class in the task's rows.
+        counts: Rows [C] of each class.
     """
 
     means: Tensor
     shares: Tensor
+    counts: Tensor
+
+    def posterior_means(self, prior_rows: float, size: int) -> Tensor:
+        """Return (n_c m_c + κ m_t) / (n_c + κ) [C, L] in the `size` leading features, for κ prior rows of the task."""
+        means, counts = self.means[:, :size], self.counts.float().unsqueeze(1)
+        return (counts * means + prior_rows * (self.shares.float() @ means)) / (counts + prior_rows)
 
 
 @dataclass
@@ -74,11 +83,12 @@ class AccumulatedMoments:
     def add(self, name: str, part: TaskMoments) -> None:
         """Add a task with class means [C, M] and scatter [M, M]; the first one sets the width."""
         if not self.tasks:
-            width = part.means.shape[1]
+            width = min(part.means.shape[1], WIDTH)
             sizes = ((width, width), (min(width, LEADING_FEATURES),) * 2, (width,))
             self.moment, self.within, self.total = (torch.zeros(size, dtype=torch.float64) for size in sizes)
         self._accumulate(part, 1.0)
-        self.tasks[name] = ClassMeans(part.means.float(), part.counts / part.counts.sum())
+        means = part.means[:, : len(self.moment)].float()
+        self.tasks[name] = ClassMeans(means, part.counts / part.counts.sum(), part.counts)
 
     def remove(self, name: str, part: TaskMoments) -> None:
         """Remove a task; `part` must hold the moments it was added with."""
@@ -86,16 +96,22 @@ class AccumulatedMoments:
         del self.tasks[name]
 
     def _accumulate(self, part: TaskMoments, sign: float) -> None:
-        scatter, means, rows = part.scatter, part.means.double(), part.counts.sum()
+        size = len(self.moment)
+        scatter, means, rows = part.leading_scatter(size), part.means[:, :size].double(), part.counts.sum()
         shares = part.counts / rows
         self.within.add_(scatter[: len(self.within), : len(self.within)], alpha=sign / part.degrees_of_freedom)
-        self.moment.add_(scatter, alpha=sign / float(rows)).add_(means.T @ (shares.unsqueeze(1) * means), alpha=sign)
+        self.moment.add_(scatter, alpha=sign / float(rows))
+        self.moment.addmm_(means.T, shares.unsqueeze(1) * means, alpha=sign)
         self.total.add_(shares @ means, alpha=sign)
 
     @property
     def means(self) -> Tensor:
         """Class means of all tasks [C, M]."""
         return torch.cat([task.means for task in self.tasks.values()])
+
+    def posterior_means(self, prior_rows: float, size: int) -> Tensor:
+        """Return the class means of all tasks [C, L] as `ClassMeans.posterior_means` does."""
+        return torch.cat([task.posterior_means(prior_rows, size) for task in self.tasks.values()])
 
     @property
     def shares(self) -> Tensor:
@@ -106,6 +122,12 @@ class AccumulatedMoments:
     def task_of_class(self) -> Tensor:
         """Number of each class's task [C]."""
         return task_index_of_classes(task.shares for task in self.tasks.values())
+
+
+def solve_in_parts(factor: Tensor, rows: Tensor) -> Tensor:
+    """Solve A w = x for each row x of [C, M], in single precision, given the Cholesky factor [M, M] of A in double."""
+    parts = [rows[i : i + SOLVED_CLASSES] for i in range(0, len(rows), SOLVED_CLASSES)]
+    return torch.cat([torch.cholesky_solve(part.double().T, factor).T.float() for part in parts])
 
 
 def task_index_of_classes(by_task: Iterable[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """The interface of routing rules, which score every task for an input, and the catalogue of rules."""
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,22 @@ class RoutingRule(Protocol):
 
     def familiarity(self, features: Tensor) -> Tensor:
         """Compute how much each input resembles rows of any task [N] from features [N, M]; higher is closer."""
+        ...
+
+
+@runtime_checkable
+class ClassRule(RoutingRule, Protocol):
+    """A rule by the best class of a task, which can also be evaluated for some classes only.
+
+    Shapes: N inputs, M width of the frozen features, C classes of all tasks, Q candidate classes.
+    """
+
+    def class_scores(self, features: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Score each class [N, C], or the classes [N, Q] given for each input, from features [N, M]."""
+        ...
+
+    def familiarity_at(self, features: Tensor, nearest: Tensor) -> Tensor:
+        """Compute the familiarity [N] of features [N, M] from the highest score of a class [N]."""
         ...
 
 

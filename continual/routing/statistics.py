@@ -32,9 +32,8 @@ class TaskMoments(Protocol):
         """Class means μ [C, M]."""
         ...
 
-    @property
-    def scatter(self) -> Tensor:
-        """Within-class scatter [M, M]."""
+    def leading_scatter(self, size: int) -> Tensor:
+        """Within-class scatter [L, L] of the L leading features, at most `size`."""
         ...
 
     @property
@@ -66,8 +65,12 @@ class RoutingStatistics:
     @property
     def scatter(self) -> Tensor:
         """Within-class scatter [M, M] in float64."""
-        factor = self.factor.float()
-        scatter = (factor.T @ factor).double()
+        return self.leading_scatter(self.factor.shape[1]).double()
+
+    def leading_scatter(self, size: int) -> Tensor:
+        """Return the within-class scatter [L, L] of the L leading features, at most `size`."""
+        factor = self.factor[:, :size].float()
+        scatter = factor.T @ factor
         scatter.diagonal().add_(self.residual_variance)
         return scatter
 
@@ -136,9 +139,9 @@ def compute_statistics(
     return RoutingStatistics(counts, means, factor.half(), residual, half_rows, evidence)
 
 
-def evenly_spaced(count: int) -> list[int]:
-    """Return the indices, evenly spaced, of at most `HELD_OUT` of `count` held-out rows."""
-    return torch.linspace(0, max(count - 1, 0), min(count, HELD_OUT)).round().long().tolist()
+def evenly_spaced(count: int, most: int = HELD_OUT) -> list[int]:
+    """Return the indices, evenly spaced, of at most `most` of `count` rows."""
+    return torch.linspace(0, max(count - 1, 0), min(count, most)).round().long().tolist()
 
 
 def _compress(centred: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,10 @@ def champions(session: Session, backbone: str) -> tuple[Champion, ...]:
     arrivals = select(Delta.task_id, func.min(Delta.id).label("first")).where(Delta.backbone_id == backbone_id)
     arrived = arrivals.group_by(Delta.task_id).subquery()  # joined: as a subquery it would run per champion
     query = (
-        select(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest, Delta.created_at)
+        select(
+            *(Task.name, Delta.version, Delta.method, Delta.settings, Delta.budget, Delta.digest, Delta.created_at),
+            Task.spec,
+        )
         .join(Task, Task.id == Delta.task_id)
         .join(arrived, arrived.c.task_id == Delta.task_id)
         .where(Delta.backbone_id == backbone_id, is_champion())

@@ -100,12 +100,20 @@ def stored_champion(
     budget: dict[str, Any],
     digest: str | None,
     created_at: datetime,
+    spec: dict[str, Any],
 ) -> Champion:
     """Return the record of a champion."""
     name = delta_name(task, version)
     values = require_digest(digest, name)
     return Champion(
-        task=task, delta=name, method=method, settings=settings, budget=budget, digest=values, created_at=created_at
+        task=task,
+        delta=name,
+        method=method,
+        settings=settings,
+        budget=budget,
+        digest=values,
+        created_at=created_at,
+        is_routed=spec.get("route") is not False,
     )
 
 

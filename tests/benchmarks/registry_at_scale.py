@@ -6,7 +6,7 @@
 Tasks arrive by a Poisson process over a year, and so do new rows of earlier tasks. Training is replaced by its duration
 on a virtual clock: log-normal around a median of so many seconds. All else is done as by an arrival worker: submit,
 claim, heartbeat, a checkpoint half-way, a delta with scores, signature and finish in one unit of work, and the task
-added to a router's totals and index. Two heartbeats are sent per training. A worker dies during training with
+added to a router's sums. Two heartbeats are sent per training. A worker dies during training with
 probability `failures`; the next worker that polls after its lease has expired takes over.
 
 One JSON document is printed: throughput, milliseconds of each operation by tenth of the year (p50, p99) and their

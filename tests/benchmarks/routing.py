@@ -1,16 +1,12 @@
-"""Accuracy and speed of routing: on a learned stream, with strange inputs, and at ten thousand tasks.
+"""Accuracy of routing on a learned stream, and with strange inputs.
 
     continual run STREAM.yaml --home HOME
     python -m tests.benchmarks.routing STREAM.yaml --home HOME [--strange FILE] > routing.json
-    python -m tests.benchmarks.routing --tasks 10000 > scale.json
 
-The first predicts the stream's test rows by `Predictor` without abstention: routing accuracy, right task and right
+Predicts the stream's test rows by `Predictor` without abstention: routing accuracy, right task and right
 label, and their ratio to the same with the task given; the expected calibration error of the confidence, in 15 bins;
 the pairs of tasks confused. FILE holds rows `{"text": …}` that belong to none of the tasks: AUROC of the familiarity,
 and the shares of them and of the stream's own rows that are abstained from at the default threshold.
-
-The second makes tasks of 20 classes in the backbone's dimensions, adds one to all others, removes one, and routes
-batches of 256, interleaved with the backbone's forward pass over as many texts of 16 tokens.
 """
 
 import argparse
@@ -20,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,22 +23,17 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from continual.backbones.backbone import Backbone, load_backbone
-from continual.features.pooling import encode
 from continual.features.random_features import frozen_features
-from continual.features.signature import Signature, compute_signature
 from continual.features.tokens import tokenize
 from continual.inference.opinions import DeltaQuery, query_delta
 from continual.inference.predictor import Predictor
 from continual.learner import Learner
 from continual.routing import Opinion, choose_tasks
-from continual.routing.class_index import ClassMeanIndex
-from continual.routing.moments import AccumulatedMoments
 from continual.routing.stored_router import load_router
 from tasks import Text, load_stream, read_stream
-from tests.benchmarks.run_log import quieten, say
+from tests.benchmarks.run_log import quieten
 
-BINS, REPEATS, BATCH, CLASSES = 15, 25, 256, 20
+BINS = 15
 
 
 def of_stream(stream: Path, home: Path, strange_file: Path | None) -> dict[str, Any]:
@@ -144,84 +134,15 @@ def _longest(champions: dict[str, Any]) -> int:
     return max(int(champion.budget["max_length"]) for champion in champions.values())
 
 
-def at_scale(tasks: int, backbone: Backbone) -> dict[str, Any]:
-    """Return the results with so many tasks of 20 classes each, and one more."""
-    size, draw = backbone.hidden_size, torch.Generator().manual_seed(0)
-
-    def task() -> Signature:
-        centre = torch.randn(size, generator=draw)
-        labels = torch.arange(CLASSES).repeat_interleave(4)
-        rows = centre + torch.randn(CLASSES, size, generator=draw)[labels] + 0.5 * torch.randn(80, size, generator=draw)
-        return compute_signature(rows, labels, count=CLASSES)
-
-    totals = AccumulatedMoments()
-    probes: list[tuple[int, Tensor]] = []
-    start = time.perf_counter()
-    for number in range(tasks):
-        part = task()
-        totals.add(str(number), part)
-        if number % max(tasks // BATCH, 1) == 0 and len(probes) < BATCH:
-            probes.append((number, part.means[0].float()))
-    say(f"{tasks} tasks summed in {time.perf_counter() - start:.0f} s")
-    start = time.perf_counter()
-    rule = ClassMeanIndex(totals, 0.03)
-    built = time.perf_counter() - start
-    inputs = torch.stack([row for _, row in probes]) + 0.5 * torch.randn(len(probes), size, generator=draw)
-    truth = torch.tensor([number for number, _ in probes])
-    tokens = tokenize(
-        backbone, ["one two three four five six seven eight nine ten eleven twelve a b"] * BATCH, max_length=64
-    )
-    pass_times, route_times, add_times, remove_times = [], [], [], []
-    for repeat in range(REPEATS):
-        pass_times.append(_timed(lambda: encode(backbone, tokens)))
-        route_times.append(_timed(lambda: rule.scores(inputs)))
-        part, name = task(), f"new {repeat}"
-        add_times.append(_timed(lambda name=name, part=part: rule.add(name, part)))
-        remove_times.append(_timed(lambda name=name, part=part: rule.remove(name, part)))
-    exact = _exact(rule, inputs)
-    chosen = rule.scores(inputs).argmax(dim=1)
-    return {
-        "tasks": tasks,
-        "classes": tasks * CLASSES,
-        "build_seconds": built,
-        "add_seconds": median(add_times),
-        "remove_seconds": median(remove_times),
-        "route_seconds": median(route_times),
-        "backbone_seconds": median(pass_times),
-        "route_to_backbone": median(r / p for r, p in zip(route_times, pass_times, strict=True)),
-        "routing_accuracy": float((chosen == truth).double().mean()),
-        "same_as_exact": float((chosen == exact).double().mean()),
-        "bytes_per_task": CLASSES * size * 4 * 2,
-        "tokens_per_text": len(tokens.ids[0]),
-    }
-
-
-def _exact(rule: ClassMeanIndex, inputs: Tensor) -> Tensor:
-    """Return the task of the nearest class mean, comparing all."""
-    means, owner = rule.totals.means, rule.totals.task_of_class
-    whitener = torch.linalg.cholesky(rule._precision.double()).float()
-    return owner[torch.cdist(inputs @ whitener, means @ whitener).argmin(dim=1)]
-
-
-def _timed(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", type=Path, nargs="?")
+    parser.add_argument("stream", type=Path)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--strange", type=Path)
-    parser.add_argument("--tasks", type=int)
     arguments = parser.parse_args()
     quieten()
-    if arguments.tasks:
-        print(json.dumps(at_scale(arguments.tasks, load_backbone("minilm")), indent=1))
-    else:
-        print(json.dumps(of_stream(arguments.stream, arguments.home, arguments.strange), indent=1))
+    print(json.dumps(of_stream(arguments.stream, arguments.home, arguments.strange), indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from continual.features.signature import Signature, compute_signature
-from continual.routing.class_index import ClassMeanIndex
 from continual.routing.moments import AccumulatedMoments
 from registry import (
     ARRIVAL_STREAM,
@@ -27,7 +26,6 @@ from registry import (
 )
 
 SIZE, CLASSES, ROWS = 32, 4, 40  # of a signature: hidden size, labels, rows
-FIRST = 16  # tasks with which the router's index begins
 BACKBONE = BackboneRecord(
     fingerprint="f00d", name="tiny", family="bert", hidden_size=SIZE, parameters=100, pooling="mean"
 )
@@ -60,31 +58,25 @@ class Measured:
 
 
 class Router:
-    """The totals and the class index of each task's newest version, as a server holds them."""
+    """The sums over each task's newest version that a router is built from."""
 
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
         self.parts: dict[str, Signature] = {}
-        self.rule: ClassMeanIndex | None = None
+        self.totals = AccumulatedMoments()
 
     def take(self, task: str, signature: Signature) -> None:
         before = self.parts.get(task)
         self.parts[task] = signature
-        if self.rule is None:
-            self.rule = (
-                ClassMeanIndex(AccumulatedMoments.from_tasks(self.parts), 0.03) if len(self.parts) >= FIRST else None
-            )
-            return
-        rule = self.rule
         if before is not None:
-            self.measured("router, remove", lambda: rule.remove(task, before))
-        self.measured("router, add", lambda: rule.add(task, signature))
+            self.measured("router, remove", lambda: self.totals.remove(task, before))
+        self.measured("router, add", lambda: self.totals.add(task, signature))
 
     def bytes_per_task(self) -> float | None:
-        if self.rule is None:
+        """Bytes of class means."""
+        if not self.parts:
             return None
-        means = sum(task.means.nbytes + task.shares.nbytes for task in self.rule.totals.tasks.values())
-        return (means + self.rule._means.nbytes + self.rule._task_of_class.nbytes) / len(self.parts)
+        return sum(task.means.nbytes + task.shares.nbytes for task in self.totals.tasks.values()) / len(self.parts)
 
 
 def signature_of(random: Random) -> Signature:

@@ -17,7 +17,7 @@ from continual.features.random_features import frozen_features
 from continual.features.tokens import tokenize
 from continual.inference.predictor import Predictor
 from continual.learning.verify import verify_home
-from continual.routing import RoutingStatistics
+from continual.routing import Router, RoutingStatistics
 from continual.routing.stored_router import load_router
 from continual.settings import resolve_locations
 from registry import BlobError, BlobStore, Registry, archive_delta, collect_garbage, promote_delta, purge_task, warnings
@@ -183,6 +183,42 @@ def test_a_stored_router_answers_to_the_bit_as_the_one_that_was_built(
         with open_home(bert_folder, tmp_path / "home") as other:
             assert other.predict(texts) == built
         assert place.read_bytes() == stored, "it is built again, and replaced"
+
+
+def test_a_change_of_tasks_reads_only_what_changed(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, backbone = learner.registry, learner.backbone
+    digests = {record.routing: record.task for record in registry.signatures(backbone.fingerprint)}
+    reads: list[str] = []
+    get = BlobStore.get
+
+    def count(blobs: BlobStore, digest: str) -> bytes:
+        reads.append(digests.get(digest, ""))
+        return get(blobs, digest)
+
+    def load() -> Router:
+        reads.clear()
+        champions = {champion.task: champion for champion in registry.champions(backbone.fingerprint)}
+        loaded = load_router(registry, backbone, champions)
+        assert loaded is not None
+        return loaded.router
+
+    monkeypatch.setattr("continual.routing.stored_router.MIN_TASKS_OF_SUMS", 2)
+    monkeypatch.setattr(BlobStore, "get", count)
+    texts = [text for task in TASKS for text in rows_of(task, 4, seed=7).texts]
+    features = frozen_features(backbone, tokenize(backbone, texts, max_length=32))
+    whole = load()
+    assert reads == sorted(TASKS)
+    archive_delta(registry, "place@1")
+    assert load().tasks == ("animals", "mood")
+    assert reads == ["place"]
+    promote_delta(registry, "place@1")
+    again = load()
+    assert reads == ["place"]
+    torch.testing.assert_close(again.log_p(features), whole.log_p(features), rtol=1e-4, atol=1e-4)
+    load()
+    assert reads == []
+    purge_task(registry, "mood")
+    assert [*registry.blobs.iterate_derived()] == [], "a purge leaves no sums that the task is part of"
 
 
 def test_a_learner_sees_each_change_of_the_champions(

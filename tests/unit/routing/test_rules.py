@@ -31,8 +31,8 @@ from continual.routing import (
     fit_statistics,
 )
 from continual.routing import router as calibration
-from continual.routing.class_index import ClassMeanIndex
-from continual.routing.held_out import SMOOTHING, HeldOutRows, calibrated_loss, fit_calibration
+from continual.routing.calibration import SMOOTHING, calibrated_loss, fit_calibration
+from continual.routing.held_out import HeldOutRows
 from continual.routing.mahalanobis import SHRINKAGES
 from continual.routing.moments import AccumulatedMoments
 from continual.routing.ridge import PENALTIES
@@ -303,42 +303,6 @@ def test_frozen_features_cover_every_layer_and_the_text_only() -> None:
     alone = frozen_features(backbone, tokens.take([2]))
     close(alone.random_features[0], features.random_features[2], to=1e-4)
     close(features.take([3, 1]).random_features, features.random_features[[3, 1]])
-
-
-def test_an_index_equals_exhaustive_comparison() -> None:
-    """With 300 tasks, also after adding some and removing one."""
-    parts = {f"t{seed}": signed(seed, apart=0.6, width=96) for seed in range(300)}
-    few = dict(list(parts.items())[:280])
-    rule = ClassMeanIndex(AccumulatedMoments.from_tasks(few), SHRINKAGES[0])
-    for name in list(parts)[280:]:
-        rule.add(name, parts[name])
-    rule.remove("t7", parts["t7"])
-    remaining = {name: part for name, part in parts.items() if name != "t7"}
-    exact = ROUTERS["mahalanobis"](AccumulatedMoments.from_tasks(remaining), NO_ROWS)
-    probes, gone = (
-        torch.cat([cloud(seed, apart=0.6, width=96)[0] for seed in (3, 290)]),
-        cloud(7, apart=0.6, width=96)[0],
-    )
-    actual, expected = rule.scores(probes), exact.scores(probes)
-    names = [name for name in parts if name in remaining]
-    same = [rule.tasks[i] for i in actual.argmax(1).tolist()], [names[i] for i in expected.argmax(1).tolist()]
-    assert np.mean([a == b for a, b in zip(*same, strict=True)]) > 0.97
-    agree = torch.tensor([a == b for a, b in zip(*same, strict=True)])
-    close(actual.amax(1)[agree], expected.amax(1)[agree], to=1e-3)
-    close(rule.familiarity(probes)[agree], exact.familiarity(probes)[agree], to=1e-3)
-    assert "t7" not in [rule.tasks[i] for i in rule.scores(gone).argmax(1).tolist()]
-
-
-def test_many_classes_are_routed_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("continual.routing.mahalanobis.INDEX_THRESHOLD", 100)
-    parts = {f"t{seed}": task(seed) for seed in range(60)}
-    totals = AccumulatedMoments.from_tasks({f"t{seed}": signed(seed) for seed in range(60)})
-    rows = collect_held_out([*parts], parts, features="random_features")
-    router = calibration.calibrate(totals, rows, features="random_features", names=("mahalanobis",))
-    assert isinstance(router.rules[0], ClassMeanIndex)
-    chosen = router.log_p(features_of(rows.features)).argmax(dim=1)
-    assert float((chosen == rows.task_index).double().mean()) > 0.8
-    assert np.isfinite(router.threshold())
 
 
 @pytest.mark.parametrize("name", ["ridge", "mahalanobis", "auto"])
