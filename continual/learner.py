@@ -302,6 +302,7 @@ class Learner:
         texts: Any,
         task: str | Sequence[str | None] | None = None,
         *,
+        among: Sequence[str] | None = None,
         router: str = "auto",
         false_abstentions: float = FALSE_ABSTENTION_RATE,
         at_least: float | None = None,
@@ -312,6 +313,7 @@ class Learner:
             texts: One text; or N texts, pairs of texts, or objects such as `{"text": "my card", "task": "banking",
                 "id": 7}`, whose further columns come back in `Prediction.columns`; or a pandas frame of such columns.
             task: The task of all texts, or of each, that name none themselves; None lets the router choose.
+            among: The tasks among which the router chooses; by default all that are learned.
             router: The name of the router, as in `Predictor`.
             false_abstentions: The share of known tasks' inputs that may be refused, as in `Predictor`.
             at_least: Also list every task of at least this probability, with its answer.
@@ -322,9 +324,10 @@ class Learner:
         Raises:
             InputLineError: A row is no input.
             NotFound: A task has no delta on this backbone.
+            InputError: The router cannot choose a task of `among`.
         """
         predictor = self._current_predictor(router, false_abstentions)
-        return Predictions(predict_rows(predictor, parse_rows(texts), task=task, at_least=at_least))
+        return Predictions(predict_rows(predictor, parse_rows(texts), task=task, among=among, at_least=at_least))
 
     def _current_predictor(self, router: str, false_abstentions: float) -> Predictor:
         """Return the predictor of the last call where champions and settings are the same, else a new one."""

@@ -88,6 +88,13 @@ class UnitOfWork:
         task.labels, task.spec = list(record.labels), record.spec
         task.fingerprints, task.rows = record.fingerprints, record.rows
 
+    def set_route(self, routes: Mapping[str, bool | None]) -> None:
+        """Set whether the router may choose tasks, by name; tasks that are not registered are left out."""
+        for task in self.session.scalars(select(Task).where(Task.name.in_(routes), Task.purged_at.is_(None))):
+            route, others = routes[task.name], {key: value for key, value in task.spec.items() if key != "route"}
+            if task.spec.get("route") != route:
+                task.spec = others if route is None else others | {"route": route}
+
     def begin_stream(
         self,
         name: str,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The location of the rows, and whether suspicious ones are refused.
-FREE_KEYS = ("source", "strict")
+# The location of the rows, whether suspicious ones are refused, and whether the router may choose the task.
+FREE_KEYS = ("source", "strict", "route")
 # The number of jointly trained tasks, and activation checkpointing.
 FREE_BUDGET_KEYS = ("joint", "checkpointing")
 

@@ -145,6 +145,7 @@ class TaskSpec(StrictModel):
         warm_start: Overrides the stream's warm start.
         budget: Overrides the stream's budget, field by field.
         strict: Overrides the stream's `strict`.
+        route: False where the router never chooses the task, so that only inputs that name it are answered by it.
     """
 
     name: Name
@@ -171,6 +172,7 @@ class TaskSpec(StrictModel):
     warm_start: WarmStart | None = None
     budget: Budget | None = None
     strict: bool | None = optional("refuse suspicious rows")
+    route: bool | None = optional("whether the router may choose the task")
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from continual.cli.commands import app, command
 from continual.cli.options import AbstentionRate, BackboneName, BackboneOptions, RouterName, TaskName, err
 from continual.errors import DeltaError
 from continual.settings import FALSE_ABSTENTION_RATE, MIN_TASK_PROBABILITY
+from tasks.errors import InputError
 
 BATCH_SIZE = 256  # inputs
 
@@ -29,6 +30,7 @@ class LinesOptions(BackboneOptions):
         'echo "the parcel was crushed" | continual predict',
         "continual predict tickets.csv --text-column message --output answers.csv",
         "continual predict --task billing < texts.txt",
+        "continual predict --among billing,returns < texts.txt",
     ],
     remaining="answers that were printed are complete, and a file of --output is as it was",
 )
@@ -36,6 +38,9 @@ def predict(
     common: LinesOptions,
     file: Annotated[str, typer.Argument(help="A file of lines, or .csv, .tsv, .parquet; - is standard input.")] = "-",
     task: TaskName = None,
+    among: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks among which the router chooses, separated by commas.")
+    ] = None,
     text_column: Annotated[
         list[str] | None,
         typer.Option("--text-column", help="The column of the text; give it twice for pairs. By default `text`."),
@@ -65,12 +70,17 @@ def predict(
     from continual.inference.predictor import Predictor
 
     check_output(output)
+    names = None if among is None else list(dict.fromkeys(name.strip() for name in among.split(",")))
+    if names is not None and task is not None:
+        raise InputError(
+            f"--among {among!r} is what the router chooses among, and --task {task!r} leaves it no choice; give one"
+        )
     batches, total = open_batches(file, batch_size, text_columns=text_column or ())
     errors, count = [], 0
     with common.learner(backbone) as learner, open_output(output) as write, _progress(total) as advance:
         predictor = Predictor(learner.backbone, learner.registry, router=router, false_abstentions=abstain)
         for batch in batches:
-            predictions = predict_rows(predictor, batch, task=task, at_least=at_least if every else None)
+            predictions = predict_rows(predictor, batch, task=task, among=names, at_least=at_least if every else None)
             write(predictions)
             errors += [prediction.error for prediction in predictions if prediction.error]
             count += len(batch)

@@ -106,6 +106,7 @@ def predict_rows(
     rows: Sequence[InputRow],
     *,
     task: str | Sequence[str | None] | None = None,
+    among: Sequence[str] | None = None,
     at_least: float | None = None,
 ) -> list[Prediction]:
     """Predict one answer per input, in order, with the input's further columns.
@@ -114,12 +115,13 @@ def predict_rows(
         predictor: Answers the texts.
         rows: N inputs.
         task: The task of all inputs, or of each, that name none themselves.
+        among: As for `Predictor.predict`.
         at_least: As for `Predictor.predict`.
     """
     if any(row.task for row in rows):
         defaults = [task] * len(rows) if task is None or isinstance(task, str) else task
         task = [row.task or default for row, default in zip(rows, defaults, strict=True)]
-    predictions = predictor.predict([row.text for row in rows], task=task, at_least=at_least)
+    predictions = predictor.predict([row.text for row in rows], task=task, among=among, at_least=at_least)
     return [replace(answer, columns=row.columns) for answer, row in zip(predictions, rows, strict=True)]
 
 

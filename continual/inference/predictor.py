@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import exp, inf
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -53,7 +54,7 @@ class Prediction:
         label: The answer, a number for a regression and a text for any other kind.
         score: Probability of the answer, a fraction; None for kinds without probabilities.
         routed: True where the router chose the task.
-        confidence: The router's probability of the task among all learned ones; None where the task was named.
+        confidence: The router's probability of the task among all that it may choose; None where the task was named.
         abstained: True where the input resembles the rows of no task; there is no answer then.
         delta: Name of the delta that answered.
         possible: The nearest tasks of an input that was abstained on, or every task above the probability `at_least`.
@@ -154,6 +155,7 @@ class Predictor:
         texts: Sequence[Text],
         *,
         task: str | Sequence[str | None] | None = None,
+        among: Sequence[str] | None = None,
         at_least: float | None = None,
     ) -> list[Prediction]:
         """Predict one answer per text, in order; where no task is named the router chooses one or abstains.
@@ -161,6 +163,7 @@ class Predictor:
         Args:
             texts: N texts.
             task: Task of all texts, or of each; None where the router chooses.
+            among: Tasks among which the router chooses, at least one; by default all.
             at_least: Also answer by every task that has this probability.
 
         Returns:
@@ -168,28 +171,39 @@ class Predictor:
 
         Raises:
             NotFound: A task has no delta on this backbone.
+            InputError: The router cannot choose a task of `among`.
             BlobError: The delta of the one task of all texts cannot be read.
         """
         if isinstance(task, str):
             self.load_delta(task)
         tasks = [task] * len(texts) if task is None or isinstance(task, str) else task
-        predictions = self._predict(texts, tasks, at_least=at_least, defer=False)
+        predictions = self._predict(texts, tasks, among=among, at_least=at_least, defer=False)
         return [prediction for prediction in predictions if isinstance(prediction, Prediction)]
 
-    def begin(self, texts: Sequence[Text], tasks: Sequence[str | None]) -> list[Prediction | PendingPrediction]:
+    def begin(
+        self, texts: Sequence[Text], tasks: Sequence[str | None], *, among: Sequence[str] | None = None
+    ) -> list[Prediction | PendingPrediction]:
         """Predict as `predict` does, but leave answers that are written token by token to the caller.
 
         Args:
             texts: N texts.
             tasks: Task of each text; None where the router chooses.
+            among: Tasks among which the router chooses, at least one; by default all.
 
         Raises:
             NotFound: A task has no delta on this backbone.
+            InputError: The router cannot choose a task of `among`.
         """
-        return self._predict(texts, tasks, at_least=None, defer=True)
+        return self._predict(texts, tasks, among=among, at_least=None, defer=True)
 
     def _predict(
-        self, texts: Sequence[Text], task: Sequence[str | None], *, at_least: float | None, defer: bool
+        self,
+        texts: Sequence[Text],
+        task: Sequence[str | None],
+        *,
+        among: Sequence[str] | None,
+        at_least: float | None,
+        defer: bool,
     ) -> list[Prediction | PendingPrediction]:
         rows_of_task: dict[str, list[int]] = {}
         for i, name in enumerate(task):
@@ -205,7 +219,8 @@ class Predictor:
             for i, answer in zip(rows, opinions[name].answers, strict=True)
         }
         if unnamed := [i for i, name in enumerate(task) if name is None]:
-            routed = self._predict_routed([texts[i] for i in unnamed], at_least=at_least, defer=defer)
+            router = self._router_among(among)
+            routed = self._predict_routed(router, [texts[i] for i in unnamed], at_least=at_least, defer=defer)
             predictions |= dict(zip(unnamed, routed, strict=True))
         return [predictions[i] for i in range(len(texts))]
 
@@ -227,11 +242,29 @@ class Predictor:
         """
         return self.delta_cache.get(cache_key(self._champion(task)))
 
-    def _predict_routed(
-        self, texts: Sequence[Text], *, at_least: float | None, defer: bool
-    ) -> list[Prediction | PendingPrediction]:
+    def _router_among(self, among: Sequence[str] | None) -> Router:
         self._routing = self._routing or self._load_router()
-        router, fit_statistics = self._routing.router, self._routing.fit_statistics
+        router = self._routing.router
+        if among is None:
+            return router
+        if not among:
+            raise InputError("the router cannot choose among no tasks; name at least one, or leave the set out")
+        champions = [self._champion(name) for name in among]
+        routable = set(router.tasks)
+        for champion in champions:
+            if champion.task not in routable:
+                reason = "has no routing statistics" if champion.is_routed else "declares `route: false`"
+                raise InputError(
+                    f"task {champion.task!r} {reason}, so the router cannot choose it; leave it out of the set, or "
+                    "name it as the task of the inputs"
+                )
+        return router.among(among)
+
+    def _predict_routed(
+        self, router: Router, texts: Sequence[Text], *, at_least: float | None, defer: bool
+    ) -> list[Prediction | PendingPrediction]:
+        assert self._routing is not None
+        fit_statistics = self._routing.fit_statistics
         max_length = max(map(self._max_length, self._champions))
         frozen = frozen_features(self._backbone, tokenize(self._backbone, texts, max_length=max_length))
 
@@ -245,8 +278,9 @@ class Predictor:
             opinions = self._query(queries, defer=defer)
             return {number: opinions[router.tasks[number]] for number in inputs_of_task}
 
-        decision = choose_tasks(router, router.log_p(frozen), query)
-        confidences, levels = decision.confidence.tolist(), (router.familiarity(frozen) + decision.fit).tolist()
+        routed = router.route(frozen)
+        decision = choose_tasks(router, routed.log_p, query)
+        confidences, levels = decision.confidence.tolist(), (routed.familiarity + decision.fit).tolist()
         threshold = router.threshold(self._false_abstentions)
         chosen = zip(texts, decision.tasks.tolist(), decision.answers, confidences, levels, strict=True)
         predictions = [
@@ -267,9 +301,10 @@ class Predictor:
         at_least: float | None,
     ) -> list[Prediction | PendingPrediction]:
         """Add the nearest tasks where the router abstained, and answers of all tasks above `at_least`."""
-        ranked = decision.log_p.exp().sort(dim=1, descending=True)
+        count = ABSTAIN_CANDIDATES if at_least is None else max(int(1 / max(at_least, 1e-9)), ABSTAIN_CANDIDATES)
+        ranked = decision.log_p.topk(min(count, len(router.tasks)), dim=1)
         candidates = [
-            [(router.tasks[number], p) for number, p in zip(numbers, row, strict=True)]
+            [(router.tasks[number], exp(p)) for number, p in zip(numbers, row, strict=True) if p > -inf]
             for numbers, row in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
         rows_of_task: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
 """Report on a stream: the document of `continual report --json`, from the registry alone."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf
 from typing import Any
@@ -58,7 +58,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
     """Return a stream's score matrices and measures, oracle (task known) and routed, as JSON.
 
     Later tasks never change a delta, so that its oracle score is measured once and holds in every later row. Scores of
-    purged tasks are None, and the measures leave these tasks out.
+    purged tasks are None, and the measures leave these tasks out; routed ones also those that are never routed to.
 
     Raises:
         NotFound: The stream was never started.
@@ -71,9 +71,12 @@ def stream_report(registry: Registry, stream: str) -> Document:
     parents = defaultdict(list)
     for edge in registry.parents(stream):
         parents[edge["delta"]].append({"delta": edge["parent"], "weight": edge["weight"]})
-    serving = {champion.task: champion.delta for champion in registry.champions(stored.backbone)}
+    champions = registry.champions(stored.backbone)
+    serving = {champion.task: champion.delta for champion in champions}
+    unrouted = {champion.task for champion in champions if not champion.is_routed}
     remaining = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
     remaining_scores = [scores[i] for i in remaining]
+    routable = [i for i in remaining if deltas[i].task not in unrouted]
     routed = [
         [
             _value(task_scores.routed(task_scores.metric, stream=stream, step=step)) if i <= t else None
@@ -97,8 +100,8 @@ def stream_report(registry: Registry, stream: str) -> Document:
         },
         "routed": {
             "matrix": routed,
-            **asdict(_measures_if_complete([[routed[t][i] for i in remaining] for t in remaining])),
-            **_routing(registry, scores, deltas, stream=stream, steps=steps),
+            **asdict(_measures_if_complete([[routed[t][i] for i in routable] for t in routable])),
+            **_routing(registry, scores, deltas, unrouted, stream=stream, steps=steps),
         },
         "unfinished": [
             {"task": position.task, "state": position.state, "error": position.error}
@@ -162,10 +165,20 @@ def _measures_if_complete(matrix: Matrix) -> ContinualMeasures:
 
 
 def _routing(
-    registry: Registry, scores: list[DeltaScores], deltas: Sequence[StoredDelta], *, stream: str, steps: Sequence[int]
+    registry: Registry,
+    scores: list[DeltaScores],
+    deltas: Sequence[StoredDelta],
+    unrouted: Collection[str],
+    *,
+    stream: str,
+    steps: Sequence[int],
 ) -> Document:
-    """Return routing accuracy, abstention and confusions after the last task, without purged ones."""
-    remaining = [task_scores for task_scores, delta in zip(scores, deltas, strict=True) if delta.status != "purged"]
+    """Return routing accuracy, abstention and confusions after the last task, without purged and unrouted ones."""
+    remaining = [
+        task_scores
+        for task_scores, delta in zip(scores, deltas, strict=True)
+        if delta.status != "purged" and delta.task not in unrouted
+    ]
     if not remaining:
         return {"routing_accuracy": None, "abstained": None, "confused": []}
     return {

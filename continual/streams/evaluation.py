@@ -39,7 +39,7 @@ class StreamEvaluator:
 
     def _evaluate_in_order(self, positions: Sequence[StoredPosition]) -> bool:
         """Evaluate up to the first position that is not learned; False where the stream changed meanwhile."""
-        run, evaluated_tasks = self._run, dict[str, Callable[[], EvaluatedTask]]()
+        run, evaluated_tasks, unrouted = self._run, dict[str, Callable[[], EvaluatedTask]](), set[str]()
         for position in positions:
             step = position.number
             if position.state in ("waiting", "held"):
@@ -48,6 +48,8 @@ class StreamEvaluator:
                 load_evaluated_task = partial(
                     evaluate_stored, run.backbone, run.registry, position.delta, run.loaded[step]
                 )
+                if run.loaded[step].spec.route is False:
+                    unrouted.add(position.delta)
                 evaluated_tasks[position.delta] = self._evaluated_tasks.setdefault(
                     position.delta, cache(load_evaluated_task)
                 )
@@ -58,6 +60,7 @@ class StreamEvaluator:
                         stream=run.stream.name,
                         step=step,
                         last=position is positions[-1],
+                        unrouted=unrouted,
                         totals=self._moments,
                     ):
                         return False

@@ -141,6 +141,7 @@ def register_stream(backbone: Backbone, registry: Registry, stream: Stream, load
             entries=_stream_entries(stream, loaded),
             data=_data_records(loaded),
         )
+        unit.set_route({data.spec.name: data.spec.route for data in loaded})
 
     registry.write_with_retry(write)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -159,6 +159,7 @@ def add_missing_routed_scores(
     step: int,
     last: bool,
     totals: AccumulatedMoments,
+    unrouted: Collection[str] = (),
 ) -> bool:
     """Compute and store the routed scores of one step of a stream, unless all of them are stored.
 
@@ -169,15 +170,17 @@ def add_missing_routed_scores(
         step: The position up to which the stream is learned.
         last: The step is the stream's last one, where abstentions are counted too.
         totals: Moments accumulated over earlier steps.
+        unrouted: Deltas whose tasks the router never chooses; they have no routed scores.
 
     Returns:
         False where `tasks_by_delta` is out of date: another controller has learned a task meanwhile.
     """
     stored = {score.delta for score in registry.scores(stream=stream, mode="routed", step=step)}
-    if stored >= tasks_by_delta.keys():
+    if stored >= (routed := tasks_by_delta.keys() - set(unrouted)):
         return True
-    loaded = {delta: load() for delta, load in tasks_by_delta.items()}
-    scores, counts = routed_scores(loaded, stream=stream, step=step, abstaining=last, totals=totals)
+    loaded = {delta: load() for delta, load in tasks_by_delta.items() if delta in routed}
+    measured, counts = routed_scores(loaded, stream=stream, step=step, abstaining=last, totals=totals)
+    scores = {delta: measured.get(delta, []) for delta in tasks_by_delta}
     return registry.write_with_retry(lambda unit: unit.add_routed_scores(stream, step, scores, confusions=counts))
 
 
@@ -208,9 +211,8 @@ def routed_scores(
     scores: dict[str, list[Score]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for delta, task in tasks_by_delta.items():
-        decision = choose_tasks(
-            router, router.log_p(task.frozen_test_features), partial(_opinions, tasks_by_delta, router.tasks, delta)
-        )
+        routed = router.route(task.frozen_test_features)
+        decision = choose_tasks(router, routed.log_p, partial(_opinions, tasks_by_delta, router.tasks, delta))
         chosen = [router.tasks[number] for number in decision.tasks.tolist()]
         counts.update((delta, destination) for destination in chosen if destination != delta)
         is_correct = [destination == delta for destination in chosen]
@@ -220,7 +222,7 @@ def routed_scores(
             "routing_accuracy": proportion_with_interval(is_correct),
         }
         if abstaining:
-            familiarity = router.familiarity(task.frozen_test_features) + decision.fit
+            familiarity = routed.familiarity + decision.fit
             values["abstained"] = proportion_with_interval((familiarity < router.threshold()).tolist())
         scores[delta] = [
             Score(split="test", metric=metric, mode="routed", stream=stream, step=step, **asdict(measured))

@@ -65,6 +65,15 @@ def test_all_likely_tasks_are_returned_on_request(served: Server, learner: Learn
     assert any(len(answer["possible"]) > 1 for answer in answers)
 
 
+def test_the_router_chooses_among_the_given_tasks(served: Server, learner: Learner, texts: list[str]) -> None:
+    expected = Predictor(learner.backbone, learner.registry).predict(texts, among=["mood"])
+    answers = ask(served, *({"text": text} for text in texts), among=["mood", "mood"]).json()["predictions"]
+    for answer, prediction in zip(answers, expected, strict=True):
+        close(answer, prediction.to_json())
+        assert answer["task"] in ("mood", None)
+    assert "mood" in error_body(ask(served, {"text": "a"}, among=["moood"]), 404)
+
+
 def test_a_text_may_be_a_pair(served: Server) -> None:
     (answer,) = ask(served, {"text": ["red cat", "blue dog"], "task": "mood"}).json()["predictions"]
     assert answer["text"] == ["red cat", "blue dog"]
@@ -98,6 +107,7 @@ def test_concurrent_clients_get_their_own_answers(served: Server, texts: list[st
         ({"rows": [{"text": ["a"]}]}, 422, "text"),
         ({"rows": [{"txt": "a"}]}, 422, "text"),
         ({"rows": [{"text": "a"}], "at_least": 2}, 422, "at_least"),
+        ({"rows": [{"text": "a"}], "among": []}, 422, "among"),
         ({"rows": [{"text": "a"}] * 65}, 413, "65 inputs"),
         ({"rows": [{"text": "a" * 9000}]}, 413, "tokens"),
         ({"rows": [{"text": "a" * 30_000}]}, 413, "20000 bytes"),

@@ -46,6 +46,7 @@ class PredictRequest(BaseModel):
 
     Attributes:
         rows: The inputs, each answered by itself.
+        among: Tasks among which the router chooses for rows without a task; by default all.
         at_least: List in `possible` all tasks that the router gives at least this probability, with their answers.
             Each of them answers the row, so the least allowed value, 0.01, bounds their number by a hundred.
     """
@@ -53,6 +54,7 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rows: Annotated[list[PredictRow], Field(min_length=1, fail_fast=True)]
+    among: Annotated[list[BoundedString], Field(min_length=1)] | None = None
     at_least: Annotated[float | None, Field(ge=0.01, le=1)] = None
 
 
@@ -74,7 +76,8 @@ def predict_routes(admission: RequestAdmission) -> APIRouter:
     async def predict(body: PredictRequest, request: Request) -> Response:
         """Answer each text by the delta of its task, or of the task that the router chooses."""
         columns = [answer_columns(row.model_extra or {}, where=f"body.rows.{i}") for i, row in enumerate(body.rows)]
-        inputs = [InferenceRequest(row.text, row.task, body.at_least) for row in body.rows]
+        among = None if body.among is None else tuple(dict.fromkeys(body.among))
+        inputs = [InferenceRequest(row.text, row.task, body.at_least, among) for row in body.rows]
         predictions = await admission.submit(request, inputs)
         answers = [replace(answer, columns=more).to_json() for answer, more in zip(predictions, columns, strict=True)]
         # ASCII, since columns may hold half a surrogate pair, which UTF-8 cannot encode.

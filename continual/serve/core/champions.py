@@ -44,6 +44,7 @@ class InferenceRequest:
         text: A text, or a pair of texts.
         task: The task whose delta answers; None lets the router choose.
         at_least: As for `Predictor.predict`.
+        among: As for `Predictor.predict`.
         embed: Return the text's features in the frozen backbone instead of an answer.
         is_chat: Whether the plain backbone reads the text in its chat template.
         completion: Return the answer of a generation task, or of the plain backbone where no task is named, as a
@@ -53,6 +54,7 @@ class InferenceRequest:
     text: Text
     task: str | None = None
     at_least: float | None = None
+    among: tuple[str, ...] | None = None
     embed: bool = False
     is_chat: bool = False
     completion: CompletionOptions | None = None
@@ -221,15 +223,15 @@ class ChampionServer:
     def answer_batch(self, requests: Sequence[InferenceRequest]) -> list[BatchAnswer]:
         """Return the answer to each request, or the exception that it caused, in order.
 
-        Requests of one sort (embedding, plain backbone, with a task, without one at the same `at_least`) are answered
-        together. What is written token by token is deferred.
+        Requests of one sort (embedding, plain backbone, with a task, without one at the same `at_least` and among the
+        same tasks) are answered together. What is written token by token is deferred.
         """
         if self.writes:
             self.writer.pause()
         groups: dict[object, list[int]] = {}
         for i, request in enumerate(requests):
-            sort = (request.lane if request.lane in (EMBEDDINGS, PLAIN) else request.task is None, request.at_least)
-            groups.setdefault(sort, []).append(i)
+            lane = request.lane if request.lane in (EMBEDDINGS, PLAIN) else request.task is None
+            groups.setdefault((lane, request.at_least, request.among), []).append(i)
         answers = {
             i: answer
             for indices in groups.values()
@@ -249,10 +251,10 @@ class ChampionServer:
                 raise NoDelta(f"nothing is learned on backbone {self.backbone.name!r} any more")
             for request in requests:
                 _require_template(predictor, request)
-            tasks, at_least = [request.task for request in requests], requests[0].at_least
+            tasks, at_least, among = [request.task for request in requests], requests[0].at_least, requests[0].among
             if at_least is not None:
-                return predictor.predict(texts, task=tasks, at_least=at_least)
-            return [*map(self._deferred, predictor.begin(texts, tasks), requests)]
+                return predictor.predict(texts, task=tasks, among=among, at_least=at_least)
+            return [*map(self._deferred, predictor.begin(texts, tasks, among=among), requests)]
         except Exception as error:
             if len(requests) == 1:
                 return [error]
