@@ -1,40 +1,76 @@
-"""Fit the weights of a router's rules and the offsets of its tasks on held-out rows.
+"""Fit a router's weights and offsets, and how sure it may be, on held-out rows.
 
-    log p(t | x) = log softmax_t τ (Σ_r w_r s_r(x, t) + b_t)
+    log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)     confidence = σ(a · logit max_t p(t | x) + c)
 
 The more tasks there are, the fewer rows each has, and the less its offset b_t can be trusted: how strongly offsets are
-pulled to zero, and the temperature 1 / τ, are chosen by two-fold cross-validation. Without it, thousands of offsets
-make a router too sure: Guo et al. (2017), "On Calibration of Modern Neural Networks" (arXiv:1706.04599).
+pulled to zero depends on the number of rows. a and c are fitted to whether the likeliest task of a row is its own, each
+half of the rows judged by a fit to the other half: where some texts say nothing of their task, a router is at once too
+sure of its high and too unsure of its low probabilities, which no temperature mends. Platt (1999), "Probabilistic
+Outputs for Support Vector Machines".
 
 Shapes: H held-out rows of all tasks, K tasks, P candidate tasks, R rules.
 """
 
 from collections.abc import Sequence
 from math import exp
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional as F
 
 from continual.routing.held_out import HeldOutRows
 
 SMOOTHING = 0.001  # of labels: where all held-out rows are separated, no weight would be large enough
 LARGEST_WEIGHT = 1e4
-OFFSET_PENALTIES = (1.28, 12.8, 128.0)  # nats for an offset of one, beside the sum over the rows of a task
-MAX_LOG_TEMPERATURE = 3.0
+OFFSET_PENALTY = 1.28  # nats for an offset of one, beside the sum over the rows of a task
+TINY = 1e-9
+
+
+class Calibration(NamedTuple):
+    """What is fitted on held-out rows.
+
+    Attributes:
+        weights: R weights w of the rules' scores.
+        offsets: Offsets b [K] of the tasks.
+        slope: a.
+        intercept: c.
+    """
+
+    weights: list[float]
+    offsets: Tensor
+    slope: float
+    intercept: float
+
+
+def recalibrate(log_p: Tensor, *, slope: float, intercept: float) -> Tensor:
+    """Return log-probabilities [N, K] whose highest of a row is calibrated, in the same order.
+
+    The others share what is left in the same proportions.
+    """
+    if log_p.shape[1] == 1:
+        return log_p
+    best = log_p.double().topk(2, dim=1)
+    first, second = best.values.exp().unbind(dim=1)
+    rest = (1.0 - first).clamp_min(TINY)
+    top = torch.sigmoid(slope * torch.logit(first, eps=TINY) + intercept)
+    top = torch.maximum(top, second / (rest + second))
+    scaled = log_p.double() + ((1.0 - top).clamp_min(TINY).log() - rest.log()).unsqueeze(1)
+    return scaled.scatter(1, best.indices[:, :1], top.log().unsqueeze(1)).to(log_p.dtype)
 
 
 def calibrated_loss(scores: Tensor, rows: HeldOutRows) -> float:
     """Compute the cross entropy, in nats, of a rule's scores [H, K] after calibration on the same rows."""
     calibration = _Calibration([scores], rows, None, scores.shape[1])
-    return calibration.loss(calibration.fit(OFFSET_PENALTIES[0], calibration.row_weights))
+    return calibration.loss(calibration.fit(calibration.row_weights))
 
 
 def fit_calibration(
     scores: Sequence[Tensor], rows: HeldOutRows, *, candidates: Tensor | None = None, num_tasks: int | None = None
-) -> tuple[list[float], Tensor]:
-    """Fit weights w ≥ 0 and offsets b that minimise the cross entropy of τ (Σ_r w_r s_r + b) on held-out rows.
+) -> Calibration:
+    """Fit weights w ≥ 0 and offsets b that minimise the cross entropy of Σ_r w_r s_r + b on held-out rows.
 
     Offsets serve tasks whose scores overstate their distance from others, as where one task is broad. With a single
     task any weights are right.
@@ -44,19 +80,13 @@ def fit_calibration(
         rows: The H held-out rows.
         candidates: Numbers [H, P] of the candidate tasks, −1 in places that are not used; all tasks by default.
         num_tasks: K, where there are candidates.
-
-    Returns:
-        R weights τ w, and offsets τ b [K].
     """
     calibration = _Calibration(scores, rows, candidates, num_tasks or scores[0].shape[1])
     if calibration.num_tasks == 1:
-        return calibration.scales, torch.zeros(1)
-    penalty, temperature = min(
-        ((penalty, *calibration.validate(penalty)) for penalty in OFFSET_PENALTIES), key=lambda result: result[2]
-    )[:2]
-    values = calibration.fit(penalty, calibration.row_weights)
+        return Calibration(calibration.scales, torch.zeros(1), 1.0, 0.0)
+    values = calibration.fit(calibration.row_weights)
     weights = [exp(float(w)) * scale for w, scale in zip(values, calibration.scales, strict=False)]
-    return [weight / temperature for weight in weights], values[len(scores) :].float() / temperature
+    return Calibration(weights, values[len(scores) :].float(), *calibration.fit_confidence())
 
 
 class _Calibration:
@@ -80,9 +110,9 @@ class _Calibration:
         ]
         self._scores = [score * scale for score, scale in zip(finite, self.scales, strict=True)]
 
-    def fit(self, penalty: float, row_weights: Tensor) -> Tensor:
+    def fit(self, row_weights: Tensor) -> Tensor:
         """Return the log weights and offsets [R + K] of least cross entropy, given the weights [H] of rows."""
-        pull = penalty / (self._rows_per_task * float((row_weights > 0).double().mean()))
+        pull = OFFSET_PENALTY / (self._rows_per_task * float((row_weights > 0).double().mean()))
 
         def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
             parameters = torch.tensor(values, requires_grad=True)
@@ -97,19 +127,26 @@ class _Calibration:
         start = np.zeros(len(self._scores) + self.num_tasks)
         return torch.from_numpy(minimize(loss_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
 
-    def validate(self, penalty: float) -> tuple[float, float]:
-        """Return the temperature of least cross entropy on rows that were not fitted to, and that cross entropy."""
+    def fit_confidence(self) -> tuple[float, float]:
+        """Return slope and intercept of the confidence, each half of the rows judged by a fit to the other half."""
         is_even = torch.arange(len(self.row_weights)) % 2 == 0
-        logits = torch.zeros(())
-        for held in (is_even, ~is_even):
-            fold = self._logits(self.fit(penalty, self.row_weights * ~held))
-            logits = torch.where(held.unsqueeze(1), fold, logits)
+        even, odd = (self._logits(self.fit(self.row_weights * ~held)) for held in (is_even, ~is_even))
+        log_p = torch.log_softmax(torch.where(is_even.unsqueeze(1), even, odd), dim=1)
+        best = log_p.max(dim=1)
+        is_right = ((best.indices == self._place.squeeze(1)) & (self._is_right > 0)).double()
+        logits = torch.logit(best.values.exp(), eps=TINY)
 
-        def loss(log_temperature: float) -> float:
-            return float((self._losses(logits / exp(log_temperature)) * self.row_weights).sum())
+        def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+            free = torch.tensor(values, requires_grad=True)
+            losses = F.binary_cross_entropy_with_logits(free[0] * logits + free[1], is_right, reduction="none")
+            pull = ((free[0] - 1.0).square() + free[1].square()) / len(logits)  # the weight of one row
+            loss = (losses * self.row_weights).sum() + pull
+            (gradient,) = torch.autograd.grad(loss, free)
+            return float(loss.detach()), gradient.numpy()
 
-        best = minimize_scalar(loss, bounds=(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE), method="bounded")
-        return exp(float(best.x)), float(best.fun)
+        bounds = [(0.1, 3.0), (-3.0, 3.0)]
+        slope, intercept = minimize(loss_and_gradient, [1.0, 0.0], jac=True, bounds=bounds, method="L-BFGS-B").x
+        return float(slope), float(intercept)
 
     def loss(self, values: Tensor) -> float:
         """Return the cross entropy of given log weights and offsets [R + K]."""
@@ -122,8 +159,10 @@ class _Calibration:
         return logits if self._is_unused is None else logits.masked_fill(self._is_unused, -torch.inf)
 
     def _losses(self, logits: Tensor) -> Tensor:
+        return self._cross_entropy(torch.log_softmax(logits, dim=1))
+
+    def _cross_entropy(self, log_p: Tensor) -> Tensor:
         """Return the cross entropy [H] with smoothed labels, and with uniform ones where no candidate is right."""
-        log_p = torch.log_softmax(logits, dim=1)
         if self._is_unused is None:
             mean = log_p.mean(dim=1)
         else:

@@ -46,7 +46,7 @@ class Decision(Generic[A]):
 
     Attributes:
         tasks: Numbers [N] of the chosen tasks.
-        log_p: Log-probabilities [N, K] of all tasks.
+        log_p: Calibrated log-probabilities [N, K] of all tasks.
         fit: Fit [N] of each input to the chosen task's delta.
         answers: Answers of the chosen tasks' deltas.
     """
@@ -91,7 +91,9 @@ def choose_tasks(router: Router, log_p: Tensor, query: QueryDeltas[B]) -> Decisi
         candidate_log_p[inputs, task] = log_p[inputs, task]
     tasks = candidate_log_p.argmax(dim=1)
     chosen_fit = fit.gather(1, tasks.unsqueeze(1)).squeeze(1)
-    return Decision(tasks, log_p, chosen_fit, tuple(answers[i, task] for i, task in enumerate(tasks.tolist())))
+    return Decision(
+        tasks, router.confidence(log_p), chosen_fit, tuple(answers[i, task] for i, task in enumerate(tasks.tolist()))
+    )
 
 
 def _candidate_inputs(log_p: Tensor, unsure: Tensor, *, candidates: int) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.features.random_features import FrozenFeatures
-from continual.routing.calibration import fit_calibration
+from continual.routing.calibration import fit_calibration, recalibrate
 from continual.routing.candidates import EXHAUSTIVE_CLASSES, CandidateIndex, build_index
 from continual.routing.held_out import (
     Features,
@@ -58,6 +58,8 @@ class Router:
         rules: R rules.
         weights: R weights w of the rules' scores.
         offsets: Offsets b [K] of the tasks.
+        slope: Slope of the confidence.
+        intercept: Intercept of the confidence.
         scale: Mean and standard deviation [R, 2] of each rule's familiarity on held-out rows.
         candidates: How many tasks' deltas are queried where the likeliest has a probability below `margin`.
         margin: A probability; 0 where no delta needs to be queried.
@@ -74,6 +76,8 @@ class Router:
     rules: tuple[RoutingRule, ...]
     weights: tuple[float, ...]
     offsets: Tensor
+    slope: float
+    intercept: float
     scale: Tensor
     candidates: int
     margin: float
@@ -120,6 +124,10 @@ class Router:
     def log_p(self, frozen: FrozenFeatures) -> Tensor:
         """Compute the log-probabilities [N, K] of the tasks from frozen features of N inputs."""
         return self.route(frozen).log_p
+
+    def confidence(self, log_p: Tensor) -> Tensor:
+        """Return calibrated log-probabilities [N, K] from those of tasks [N, K]; their order in a row is the same."""
+        return recalibrate(log_p, slope=self.slope, intercept=self.intercept)
 
     def familiarity(self, frozen: FrozenFeatures) -> Tensor:
         """Compute how much each of N inputs resembles the tasks' rows [N], from frozen features alone."""
@@ -188,17 +196,21 @@ def calibrate(totals: AccumulatedMoments, rows: HeldOutRows, *, features: Featur
     if not len(rows.task_index):
         return _uncalibrated(totals, rules, features=features, index=index)
     scored = score_candidates(rules, rows.features, task_of_class, num_tasks, index=index)
-    weights, offsets = fit_calibration(scored.scores, rows, candidates=scored.tasks, num_tasks=num_tasks)
+    fitted = fit_calibration(scored.scores, rows, candidates=scored.tasks, num_tasks=num_tasks)
     scale = _mean_and_deviation(scored.familiarity, rows.weights)
     levels = _standardize(scored.familiarity, scale) + rows.fit
     order = levels.argsort()
-    candidates, margin = _second_look(scored.log_p(weights, offsets), scored.places(rows.task_index), rows.weights)
+    candidates, margin = _second_look(
+        scored.log_p(fitted.weights, fitted.offsets), scored.places(rows.task_index), rows.weights
+    )
     return Router(
         tasks=tuple(totals.tasks),
         features=features,
         rules=tuple(rules),
-        weights=tuple(weights),
-        offsets=offsets,
+        weights=tuple(fitted.weights),
+        offsets=fitted.offsets,
+        slope=fitted.slope,
+        intercept=fitted.intercept,
         scale=scale,
         candidates=candidates,
         margin=margin,
@@ -220,6 +232,8 @@ def _uncalibrated(
         rules=tuple(rules),
         weights=(1.0,) * len(rules),
         offsets=torch.zeros(len(tasks)),
+        slope=1.0,
+        intercept=0.0,
         scale=torch.tensor([[0.0, 1.0]]).expand(len(rules), 2),
         candidates=1,
         margin=0.0,

@@ -122,7 +122,7 @@ def measure(corpus: Corpus, backbone: Backbone, sums: RouterSums, router: Router
     truth, chosen, sure, familiar = numbers[tasks], [], [], []
     for i in range(0, len(places), BATCH):
         routed = router.route(_frozen(corpus, places[i : i + BATCH]))
-        best = routed.log_p.max(dim=1)
+        best = router.confidence(routed.log_p).max(dim=1)
         chosen.append(best.indices)
         sure.append(best.values.exp())
         familiar.append(routed.familiarity)

@@ -190,7 +190,7 @@ def test_calibration_weights_are_optimal_on_held_out_rows() -> None:
         logits = a * weights[0] * scores[0] + b * weights[1] * scores[1] + offsets
         return float(torch.nn.functional.cross_entropy(logits, true_tasks, label_smoothing=SMOOTHING))
 
-    weights, offsets = fit_calibration(scores, rows)
+    weights, offsets, *_ = fit_calibration(scores, rows)
     alternatives = ((0.8, 1.0), (1.0, 1.25), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0))
     assert all(entropy(1.0, 1.0) < entropy(*factors) for factors in alternatives)
     assert calibrated_loss(weights[0] * scores[0] + weights[1] * scores[1], rows) < min(
@@ -203,9 +203,9 @@ def test_a_task_that_attracts_others_inputs_gets_a_negative_offset() -> None:
     scores = (
         torch.nn.functional.one_hot(true_tasks, 3) + torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 3
     )
-    (_,), even = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
+    (_,), even, *_ = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
     scores[:, 1] += 1.0
-    (weight,), offsets = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
+    (weight,), offsets, *_ = fit_calibration([scores], HeldOutRows(torch.zeros(300, 1), true_tasks, torch.zeros(300)))
     assert float(even.abs().max()) < 0.5
     assert offsets[1] < -0.5
     assert offsets[1] < offsets[0] - 1
@@ -216,7 +216,7 @@ def test_confidences_are_calibrated() -> None:
     """Overlapping inputs with a probability of p belong to the task in about p of the cases."""
     router = build_router({f"t{seed}": task(seed, apart=0.7) for seed in range(4)})
     rows = torch.cat([cloud(seed, rows=3000, apart=0.7)[0] for seed in range(4)])
-    sure, chosen = router.log_p(features_of(rows)).exp().max(dim=1)
+    sure, chosen = router.confidence(router.log_p(features_of(rows))).exp().max(dim=1)
     right = (chosen == torch.arange(4).repeat_interleave(3000)).double()
     assert 0.5 < float(right.mean()) < 0.95
     assert abs(float(sure.mean()) - float(right.mean())) < 0.08
