@@ -24,7 +24,6 @@ CANDIDATE_CLASSES = 96  # Q
 DIMENSIONS, ITERATIONS = 192, 6  # E, and iterations of the subspace, which converges at the rate of the eigenvalues
 SHRINKAGE = 0.03
 LARGEST_HALF = 1024.0  # largest value in half precision, whose smallest are some 10⁻⁸
-GATHERED_INPUTS = 32  # inputs whose candidates' weights are in memory at once
 BLOCK = 16  # classes whose maximum is compared first, since selecting from all is slower than scoring them
 
 
@@ -85,9 +84,8 @@ class ClassWeights:
         if classes is None:
             return x @ self.values.float().T
         scores = x.new_empty(classes.shape)
-        for i in range(0, len(x), GATHERED_INPUTS):
-            part = slice(i, i + GATHERED_INPUTS)
-            scores[part] = torch.bmm(self.values[classes[part]].float(), x[part].unsqueeze(2)).squeeze(2)
+        for i in range(len(x)):  # the weights of one input's candidates fit the cache, those of several do not
+            scores[i] = self.values.index_select(0, classes[i]).float() @ x[i]
         return scores
 
 
