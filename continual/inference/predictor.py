@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import exp, inf
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -304,8 +303,8 @@ class Predictor:
         count = ABSTAIN_CANDIDATES if at_least is None else max(int(1 / max(at_least, 1e-9)), ABSTAIN_CANDIDATES)
         ranked = decision.log_p.topk(min(count, len(router.tasks)), dim=1)
         candidates = [
-            [(router.tasks[number], exp(p)) for number, p in zip(numbers, row, strict=True) if p > -inf]
-            for numbers, row in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+            [(router.tasks[number], p) for number, p in zip(numbers, row, strict=True) if p > 0]
+            for numbers, row in zip(ranked.indices.tolist(), ranked.values.exp().tolist(), strict=True)
         ]
         rows_of_task: dict[str, list[int]] = {}
         for i, prediction in enumerate(predictions):
