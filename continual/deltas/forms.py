@@ -115,9 +115,9 @@ class LowRank:
         wide = torch.cat([weight * part["B"].float() for part, weight in zip(values, weights, strict=True)], dim=1)
         tall = torch.cat([part["A"].float() for part in values])
         (q, upper), (p, lower) = torch.linalg.qr(wide), torch.linalg.qr(tall.T)
-        left, singular_values, right = torch.linalg.svd(upper @ lower.T)
+        left_vectors, singular_values, right_vectors = torch.linalg.svd(upper @ lower.T)
         root = singular_values[: self.rank].sqrt()
-        a, b = root.unsqueeze(1) * (right[: self.rank] @ p.T), (q @ left[:, : self.rank]) * root
+        a, b = root.unsqueeze(1) * (right_vectors[: self.rank] @ p.T), (q @ left_vectors[:, : self.rank]) * root
         missing = self.rank - len(root)
         return {"A": F.pad(a, (0, 0, 0, missing)), "B": F.pad(b, (0, missing))}
 

@@ -168,11 +168,11 @@ class _WeightChanges:
         rank = max(_needed_rank(sizes, self.original[name]) for name, (_, sizes, _) in parts.items())
         tensors: dict[str, Tensor] = {}
         lost = total = 0.0
-        for name, (left, sizes, right) in parts.items():
+        for name, (left_vectors, sizes, right_vectors) in parts.items():
             squares = float((self.new[name] - self.original[name]).double().square().sum())
             lost, total = lost + max(0.0, squares - float(sizes[:rank].square().sum())), total + squares
             roots = sizes[:rank].sqrt()
-            b, a = left[:, :rank] * roots, right[:rank] * roots[:, None]
+            b, a = left_vectors[:, :rank] * roots, right_vectors[:rank] * roots[:, None]
             tensors |= self._pair(name, *(_pad_rank(factor.float(), rank) for factor in (a, b.T)))
         config = _config(list(self.new), rank, rank, transposed=self.transposed)
         return LowRankAdapter(PeftAdapter(config, tensors), rank, math.sqrt(lost / total) if total else 0.0, self.head)
@@ -194,11 +194,11 @@ def _pad_rank(factor: Tensor, rank: int) -> Tensor:
 def _decompose(change: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the largest singular values [R] of ΔW [E, D] with their vectors [E, R] and [R, D], in float64."""
     if min(change.shape) <= EXACT_SIZE:
-        left, sizes, right = torch.linalg.svd(change.double(), full_matrices=False)
+        left_vectors, sizes, right_vectors = torch.linalg.svd(change.double(), full_matrices=False)
     else:  # a random projection, by which a matrix of a large model takes a second
-        left, sizes, vectors = torch.svd_lowrank(change.double(), q=min(rank + 16, *change.shape), niter=4)
-        right = vectors.T
-    return left[:, :rank], sizes[:rank], right[:rank]
+        left_vectors, sizes, vectors = torch.svd_lowrank(change.double(), q=min(rank + 16, *change.shape), niter=4)
+        right_vectors = vectors.T
+    return left_vectors[:, :rank], sizes[:rank], right_vectors[:rank]
 
 
 def _needed_rank(sizes: Tensor, original: Tensor) -> int:

@@ -54,12 +54,12 @@ def _sequences(items: Sequence[Branches]) -> _Sequences:
     stems: list[Ids] = []
     of_continuation = []
     for prompt, continuations in items:
-        first, own = len(stems), _longest_stems(continuations)
-        prompts += [prompt] * len(own)
-        stems += own
+        first, prompt_stems = len(stems), _longest_stems(continuations)
+        prompts += [prompt] * len(prompt_stems)
+        stems += prompt_stems
         of_continuation.append(
             tuple(
-                first + next(i for i, stem in enumerate(own) if stem[: len(tokens) - 1] == tokens[:-1])
+                first + next(i for i, stem in enumerate(prompt_stems) if stem[: len(tokens) - 1] == tokens[:-1])
                 for tokens in continuations
             )
         )
@@ -69,7 +69,9 @@ def _sequences(items: Sequence[Branches]) -> _Sequences:
 def _longest_stems(continuations: Sequence[Ids]) -> list[Ids]:
     """Return the continuations without their last tokens that are the beginning of no other such stem."""
     stems = dict.fromkeys(tokens[:-1] for tokens in continuations)
-    return [stem for stem in stems if not any(len(other) > len(stem) and other[: len(stem)] == stem for other in stems)]
+    return [
+        stem for stem in stems if not any(len(longer) > len(stem) and longer[: len(stem)] == stem for longer in stems)
+    ]
 
 
 def sequence_ids(items: Sequence[Branches]) -> tuple[Ids, ...]:
@@ -105,7 +107,7 @@ def forward_log_probs(backbone: Backbone, items: Sequence[Branches]) -> list[lis
         items: B prompts with their continuations.
     """
     stems = [_longest_stems(continuations) for _, continuations in items]
-    if all(len(own) == 1 for own in stems):
+    if all(len(prompt_stems) == 1 for prompt_stems in stems):
         scores = continuation_log_probs(backbone, items)
     else:
         scores = _behind_shared_prompts(backbone, items)
@@ -128,15 +130,17 @@ def _behind_shared_prompts(backbone: Backbone, items: Sequence[Branches]) -> Ten
     first = _log_probs(backbone, arguments | cached, (lengths - 1)[:, None])
     soft_tokens = int(cache.get_seq_length()) - width  # vectors that the deltas put before the texts
     align_right(cache, [0] * len(prompts), (soft_tokens + lengths).tolist())
-    kept = [(layer.keys, layer.values, layer.keys.shape[2]) for layer in cache.layers]
+    prompt_keys_values = [(layer.keys, layer.values, layer.keys.shape[2]) for layer in cache.layers]
     is_prompt = torch.arange(width, device=device) >= width - lengths[:, None]
     sequences = _sequences(items)
     numbers = [[*dict.fromkeys(of_prompt)] for of_prompt in sequences.of_continuation]
     by_sequence: dict[int, Tensor] = {}
     for number in range(max(map(len, numbers))):
-        rows = [own[min(number, len(own) - 1)] for own in numbers]  # a row with fewer repeats its last one
+        rows = [
+            of_prompt[min(number, len(of_prompt) - 1)] for of_prompt in numbers
+        ]  # a row with fewer repeats its last one
         stems = [sequences.stems[row] or (backbone.tokenizer.pad_token_id,) for row in rows]
-        for layer, (keys, values, columns) in zip(cache.layers, kept, strict=True):
+        for layer, (keys, values, columns) in zip(cache.layers, prompt_keys_values, strict=True):
             layer.hold(keys, values, columns)
         batch = pad_batch(backbone, stems)
         steps = torch.arange(batch["input_ids"].shape[1], device=device)

@@ -82,8 +82,8 @@ def tuning_sample(task_of_class: Tensor, rows: HeldOutRows) -> TuningSample:
     tasks = torch.unique(rows.task_index)
     tasks = tasks[evenly_spaced(len(tasks), TUNED_TASKS)]
     is_chosen = torch.isin(task_of_class, tasks)
-    kept = torch.isin(rows.task_index, tasks)
-    subset = HeldOutRows(rows.features[kept], torch.searchsorted(tasks, rows.task_index[kept]), rows.fit[kept])
+    is_row = torch.isin(rows.task_index, tasks)
+    subset = HeldOutRows(rows.features[is_row], torch.searchsorted(tasks, rows.task_index[is_row]), rows.fit[is_row])
     return TuningSample(
         is_chosen.nonzero().squeeze(1), torch.searchsorted(tasks, task_of_class[is_chosen].contiguous()), subset
     )

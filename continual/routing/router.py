@@ -98,14 +98,14 @@ class Router:
         """
         chosen = set(tasks)
         allowed = torch.tensor([name in chosen for name in self.tasks])
-        kept = allowed[self.level_tasks]
-        weights = self.level_weights[kept]
+        is_level = allowed[self.level_tasks]
+        weights = self.level_weights[is_level]
         return replace(
             self,
             candidates=min(self.candidates, int(allowed.sum())),
-            familiarity_levels=self.familiarity_levels[kept],
+            familiarity_levels=self.familiarity_levels[is_level],
             level_weights=weights / weights.sum(),
-            level_tasks=self.level_tasks[kept],
+            level_tasks=self.level_tasks[is_level],
             allowed=allowed,
         )
 

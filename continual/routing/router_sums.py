@@ -32,9 +32,9 @@ class RouterSums:
 
     def can_become(self, sources: Mapping[str, str]) -> bool:
         """Whether the sums of these sources come from fewer reads by difference than by summing anew."""
-        kept = self.sources.items() & sources.items()
+        unchanged = self.sources.items() & sources.items()
         has_rows = rows_per_task(len(sources)) <= rows_per_task(len(self.sources))  # else more would be needed
-        return has_rows and len(self.sources) - len(kept) < len(kept)
+        return has_rows and len(self.sources) - len(unchanged) < len(unchanged)
 
     def add(self, name: str, source: str, part: RoutingStatistics, *, num_tasks: int) -> None:
         """Add a task, one of `num_tasks` in the end."""

@@ -139,9 +139,9 @@ def compute_statistics(
     return RoutingStatistics(counts, means, factor.half(), residual, half_rows, evidence)
 
 
-def evenly_spaced(count: int, most: int = HELD_OUT) -> list[int]:
-    """Return the indices, evenly spaced, of at most `most` of `count` rows."""
-    return torch.linspace(0, max(count - 1, 0), min(count, most)).round().long().tolist()
+def evenly_spaced(count: int, max_count: int = HELD_OUT) -> list[int]:
+    """Return the indices, evenly spaced, of at most `max_count` of `count` rows."""
+    return torch.linspace(0, max(count - 1, 0), min(count, max_count)).round().long().tolist()
 
 
 def _compress(centred: Tensor) -> tuple[Tensor, Tensor]:

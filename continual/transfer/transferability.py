@@ -68,9 +68,11 @@ def logme(view: TransferView) -> float | None:
     """
     if view.count < 2:
         return None
-    left, singular_values, _ = torch.linalg.svd(view.vectors.double(), full_matrices=False)
+    left_vectors, singular_values, _ = torch.linalg.svd(view.vectors.double(), full_matrices=False)
     targets = F.one_hot(view.classes, view.count).double()
-    evidences = [_log_evidence(left.T @ y, singular_values, float(y @ y), view.vectors.shape) for y in targets.T]
+    evidences = [
+        _log_evidence(left_vectors.T @ y, singular_values, float(y @ y), view.vectors.shape) for y in targets.T
+    ]
     return sum(evidences) / (len(evidences) * len(targets))
 
 

@@ -88,12 +88,12 @@ class AdaLoRA(MethodSettings):
         rank = self.rank * max(part_counts(parts).values(), default=1)
 
         def convert(parts: Sequence[PlacedModule], values: Sequence[Values]) -> Values:
-            left, sizes = block_columns(parts, [part["left"] for part in values]), [part["sizes"] for part in values]
-            right, missing = torch.cat([part["right"] for part in values]), rank - left.shape[1]
+            p, sizes = block_columns(parts, [part["left"] for part in values]), [part["sizes"] for part in values]
+            q, missing = torch.cat([part["right"] for part in values]), rank - p.shape[1]
             lambdas = (rank + PEFT_OFFSET) / rank * torch.cat(sizes)
             return {
-                "lora_A": F.pad(right, (0, 0, 0, missing)),
-                "lora_B": F.pad(left, (0, missing)),
+                "lora_A": F.pad(q, (0, 0, 0, missing)),
+                "lora_B": F.pad(p, (0, missing)),
                 "lora_E": F.pad(lambdas, (0, missing)).unsqueeze(1),
             }
 

@@ -88,9 +88,9 @@ class SingularTriplets:
 
         Their names are `left`, `right` and `sizes`.
         """
-        left = torch.randn(place.d_out, self.rank, generator=generator) / math.sqrt(place.d_out)
-        right = torch.randn(self.rank, d_read, generator=generator) / math.sqrt(d_read)
-        return {"left": left, "sizes": torch.zeros(self.rank), "right": right}
+        p = torch.randn(place.d_out, self.rank, generator=generator) / math.sqrt(place.d_out)
+        q = torch.randn(self.rank, d_read, generator=generator) / math.sqrt(d_read)
+        return {"left": p, "sizes": torch.zeros(self.rank), "right": q}
 
     def __call__(self, values: Values, inputs: Tensor, place: Place) -> Tensor:
         """Compute the change [..., E] of `inputs` [..., D]."""
@@ -98,10 +98,10 @@ class SingularTriplets:
 
     def penalty(self, values: Values) -> Tensor:
         """Compute γ (‖Pᵀ P − I‖² + ‖Q Qᵀ − I‖²), a scalar in nats."""
-        left, right = values["left"], values["right"]
-        identity = torch.eye(left.shape[1], device=left.device)
+        p, q = values["left"], values["right"]
+        identity = torch.eye(p.shape[1], device=p.device)
         return self.weight * sum(
-            ((product - identity).square().sum() for product in (left.T @ left, right @ right.T)), left.new_zeros(())
+            ((product - identity).square().sum() for product in (p.T @ p, q @ q.T)), p.new_zeros(())
         )
 
     def init_statistics(self, values: Values) -> dict[str, Tensor]:
@@ -166,8 +166,8 @@ class SingularTriplets:
         """
         average = LowRank(self.rank).weighted_average([_as_low_rank(part) for part in values], weights)
         sizes = average["B"].norm(dim=0) * average["A"].norm(dim=1)
-        left, right = F.normalize(average["B"], dim=0), F.normalize(average["A"], dim=1)
-        return {"left": left, "sizes": sizes, "right": right}
+        p, q = F.normalize(average["B"], dim=0), F.normalize(average["A"], dim=1)
+        return {"left": p, "sizes": sizes, "right": q}
 
 
 def _triplet_importance(statistics: Values) -> Tensor:

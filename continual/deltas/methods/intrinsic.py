@@ -93,8 +93,8 @@ def hadamard_transform(rows: Tensor) -> Tensor:
     """
     n = rows.shape[1]
     a = 1 << (n.bit_length() - 1) // 2
-    left, right = _hadamard(a, rows.device), _hadamard(n // a, rows.device)
-    product: Tensor = left @ rows.view(-1, a, n // a) @ right
+    h_a, h_b = _hadamard(a, rows.device), _hadamard(n // a, rows.device)
+    product: Tensor = h_a @ rows.view(-1, a, n // a) @ h_b
     return product.reshape(-1, n)
 
 

@@ -78,8 +78,8 @@ class SingularCore:
         return {"core": torch.stack([F.pad(core, (0, n, 0, n)) for core, n in zip(cores, missing, strict=True)]).sum(0)}
 
     def _factors(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor]:
-        left, sizes, right = truncated_svd(place, self.rank, device)
-        return sizes[:, None] * right, left
+        left_vectors, sizes, right_vectors = truncated_svd(place, self.rank, device)
+        return sizes[:, None] * right_vectors, left_vectors
 
 
 class LoRAXS(MethodSettings):

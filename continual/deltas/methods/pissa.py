@@ -105,8 +105,8 @@ def principal_factors(place: Place, *, rank: int, scale: float) -> tuple[Tensor,
     Returns:
         A and B in float32, on the CPU.
     """
-    left, singular_values, right = truncated_svd(place, rank, torch.device("cpu"))
+    left_vectors, singular_values, right_vectors = truncated_svd(place, rank, torch.device("cpu"))
     root = (singular_values / scale).sqrt()
-    a, b = root.unsqueeze(1) * right, left * root
+    a, b = root.unsqueeze(1) * right_vectors, left_vectors * root
     missing = rank - len(root)
     return F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))

@@ -72,10 +72,10 @@ class RandomCores:
 
     def fixed_factors(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return A [R, D], B [E, R] and P [U, R, R]."""
-        left, sizes, right = truncated_svd(place, self.rank, device)
+        left_vectors, sizes, right_vectors = truncated_svd(place, self.rank, device)
         cores = draw_cores(self.dimension, len(sizes), f"{self.seed}/{place.name}", device)
         root = sizes.sqrt()
-        return root[:, None] * right, left * root, cores
+        return root[:, None] * right_vectors, left_vectors * root, cores
 
 
 @lru_cache(maxsize=1024)

@@ -37,8 +37,8 @@ def truncated_svd(place: Place, rank: int, device: torch.device) -> Decompositio
     rank = min(rank, place.d_in, place.d_out)
     if key not in cache or len(cache[key][1]) < rank:
         cache[key] = _decompose(place, rank, device)
-    left, sizes, right = cache[key]
-    return left[:, :rank], sizes[:rank], right[:rank]
+    left_vectors, sizes, right_vectors = cache[key]
+    return left_vectors[:, :rank], sizes[:rank], right_vectors[:rank]
 
 
 @torch.no_grad()
@@ -50,7 +50,9 @@ def _decompose(place: Place, rank: int, device: torch.device) -> Decomposition:
     values, vectors = torch.linalg.eigh(tall.T @ tall)
     sizes, narrow = values[-rank:].flip(0).clamp_min(0).sqrt(), vectors[:, -rank:].flip(1)
     wide = tall @ narrow / sizes.clamp_min(MIN_RELATIVE_SIZE * sizes[0]).clamp_min(torch.finfo(sizes.dtype).tiny)
-    left, right = (wide, narrow) if place.d_out >= place.d_in else (narrow, wide)
-    signs = right.gather(0, right.abs().argmax(dim=0, keepdim=True)).sign()
-    left, sizes, right = (part.float().contiguous().to(device) for part in (left * signs, sizes, (right * signs).T))
-    return left, sizes, right
+    left_vectors, right_vectors = (wide, narrow) if place.d_out >= place.d_in else (narrow, wide)
+    signs = right_vectors.gather(0, right_vectors.abs().argmax(dim=0, keepdim=True)).sign()
+    left_vectors, sizes, right_vectors = (
+        part.float().contiguous().to(device) for part in (left_vectors * signs, sizes, (right_vectors * signs).T)
+    )
+    return left_vectors, sizes, right_vectors

@@ -86,9 +86,9 @@ def _plot(task: Document) -> _Plot:
 
 
 def _bar(entry: Mapping[str, Any], name: str) -> _Bar:
-    left, width, height = SIDE * entry["low"], SIDE * (entry["high"] - entry["low"]), SIDE * entry["accuracy"]
+    x, width, height = SIDE * entry["low"], SIDE * (entry["high"] - entry["low"]), SIDE * entry["accuracy"]
     text = (
         f"{name}: of {entry['rows']} answers with a probability of {entry['low']:.1f} to {entry['high']:.1f}, "
         f"{entry['accuracy']:.0%} are right; mean probability {entry['confidence']:.2f}"
     )
-    return _Bar(MARGIN + left, width, MARGIN + SIDE - height, height, MARGIN + SIDE * (1 - entry["confidence"]), text)
+    return _Bar(MARGIN + x, width, MARGIN + SIDE - height, height, MARGIN + SIDE * (1 - entry["confidence"]), text)
