@@ -13,8 +13,11 @@ def read_metadata(data: bytes) -> dict[str, Any]:
         data: A safetensors file: the length of its header in 8 bytes, the header as JSON, the tensors.
 
     Raises:
-        TypeError, ValueError, AttributeError: The bytes are no such file.
+        ValueError: The bytes are no such file.
     """
-    length = int.from_bytes(data[:8], "little")
-    header = dict(json.loads(data[8 : 8 + length]))
-    return dict(json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}")))
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = dict(json.loads(data[8 : 8 + length]))
+        return dict(json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}")))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"these {len(data)} bytes are no file of tensors: {type(error).__name__}: {error}") from error

@@ -6,7 +6,7 @@ from typing import Any
 from continual.escaping import escape_control_characters
 from continual.file_metadata import read_metadata
 from registry import Registry, StoredDelta
-from registry.errors import NotFound, RegistryError
+from registry.errors import BlobError
 
 MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"} | {"\n": " ", "\t": " "})
 MAX_LABELS = 50
@@ -54,8 +54,8 @@ def _facts(registry: Registry, delta: StoredDelta) -> Iterable[tuple[str, object
         yield "labels", ", ".join(delta.labels[:MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
     yield "backbone", f"{backbone.name} ({backbone.fingerprint[:12]})"
     yield "method", delta.method
-    if readout := stored_readout(registry, delta):
-        yield "head reads", _describe_readout(readout)
+    if readout := _readout(registry, delta):
+        yield "head reads", readout
     yield "parameters", f"{delta.parameters:,} ({delta.share:.3%} of the backbone)"
     yield "warm start", delta.warm_start
     yield "status", delta.status
@@ -67,23 +67,25 @@ def _facts(registry: Registry, delta: StoredDelta) -> Iterable[tuple[str, object
     yield "digest of the values", delta.digest or "purged"
 
 
-def stored_readout(registry: Registry, delta: StoredDelta) -> dict[str, Any] | None:
-    """Return the `pooling` and the `layers` that a delta's head reads, null for all; None without one or its blob."""
-    try:
-        metadata = read_metadata(registry.blobs.get(delta.values))
-    except (RegistryError, NotFound, TypeError, ValueError, AttributeError):
+def _readout(registry: Registry, delta: StoredDelta) -> str | None:
+    """Say what a delta's head reads, or why that cannot be read; None without a head, and of a purged delta."""
+    if delta.digest is None:
         return None
-    return {"pooling": metadata["pooling"], "layers": metadata.get("layers")} if "pooling" in metadata else None
+    try:
+        metadata = read_metadata(registry.blobs.get(delta.digest))
+    except (BlobError, ValueError) as error:
+        return f"unknown: {error}"
+    return _describe_readout(metadata) if "pooling" in metadata else None
 
 
-def _describe_readout(readout: Mapping[str, Any]) -> str:
-    """Describe a readout in words.
+def _describe_readout(metadata: Mapping[str, Any]) -> str:
+    """Describe where a head reads, by the metadata of its delta's file.
 
     >>> _describe_readout({"pooling": "last", "layers": 15})
     "the last token's state behind 15 layers"
     """
-    layers = "all layers" if readout["layers"] is None else f"{readout['layers']} layers"
-    return f"{STATES[readout['pooling']]} behind {layers}"
+    layers = f"{metadata['layers']} layers" if metadata.get("layers") else "all layers"
+    return f"{STATES[metadata['pooling']]} behind {layers}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

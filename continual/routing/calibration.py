@@ -159,10 +159,8 @@ class _Calibration:
         return logits if self._is_unused is None else logits.masked_fill(self._is_unused, -torch.inf)
 
     def _losses(self, logits: Tensor) -> Tensor:
-        return self._cross_entropy(torch.log_softmax(logits, dim=1))
-
-    def _cross_entropy(self, log_p: Tensor) -> Tensor:
         """Return the cross entropy [H] with smoothed labels, and with uniform ones where no candidate is right."""
+        log_p = torch.log_softmax(logits, dim=1)
         if self._is_unused is None:
             mean = log_p.mean(dim=1)
         else:

@@ -5,28 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from continual import Learner
 from registry.errors import NotFound
 from tasks.errors import InputError
 from tests.helpers.cli import CliRunner
 from tests.helpers.tiny_tasks import rows_of, write_task
-
-TASKS = ("animals", "mood", "place")
+from tests.story.test_cli import TASKS
+from tests.story.test_cli import write_stream as write_small_stream
 
 
 def write_stream(folder: Path, backbone: Path, **unrouted: Any) -> Path:
-    content = {
-        "name": "small",
-        "backbone": str(backbone),
-        "method": {"name": "lora", "rank": 2},
-        "budget": {"epochs": 1, "batch_size": 8, "learning_rate": 1.0e-2, "max_length": 16},
-        "tasks": [write_task(folder, task) | unrouted.get(task, {}) for task in TASKS],
-    }
-    file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return file
+    tasks = [write_task(folder, task) | unrouted.get(task, {}) for task in TASKS]
+    return write_small_stream(folder, backbone, tasks=tasks)
 
 
 def answers(result: Any) -> list[dict[str, Any]]:

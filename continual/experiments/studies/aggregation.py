@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import Field
 
+from continual.errors import StudyError
 from continual.experiments.studies.trial import StudyTrial, TrialResult
 from continual.experiments.studies.trial_runner import TrialRunner
 from continual.reports.html import Table
@@ -53,6 +54,16 @@ def sweep_trials(
             for method in method_list:
                 for rate in rates:
                     yield make_trial(data, seed, method, rate=rate, epochs=epochs, rows=rows, extra=extra)
+
+
+def require_templates(tasks: Iterable[TaskData]) -> None:
+    """Raise StudyError if a task has no template."""
+    if without := [data.spec.name for data in tasks if data.spec.template is None]:
+        raise StudyError(
+            f"tasks without a template: {', '.join(without)}. Give each one, as in "
+            "template: {text: '{{ text }} It was {{ mask }}.', words: {bad: awful, good: great}}, or leave it out "
+            "with --tasks; the backbone has to be a language model, such as roberta-base, gpt2 or t5-small"
+        )
 
 
 def make_trial(

@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from continual.deltas import Delta
-from continual.errors import StudyError
-from continual.experiments.studies.aggregation import make_trial, mean_outcomes, without_template
+from continual.experiments.studies.aggregation import make_trial, mean_outcomes, require_templates, without_template
 from continual.experiments.studies.study import Study
 from continual.experiments.studies.trial import StudyTrial, TrialResult
 from continual.experiments.studies.trial_runner import TrialRunner
@@ -56,12 +55,7 @@ class Answers(Study):
 
     def trials(self, runner: TrialRunner) -> Iterator[StudyTrial]:
         """See `Study.trials`."""
-        if without := [data.spec.name for data in runner.tasks if data.spec.template is None]:
-            raise StudyError(
-                f"tasks without a template: {', '.join(without)}. Give each one, as in "
-                "template: {text: '{{ text }} It was {{ mask }}', words: {bad: awful, good: great}}, or leave it out "
-                "with --tasks"
-            )
+        require_templates(runner.tasks)
         for data in runner.tasks:
             for seed in runner.seeds:
                 for count in self.rows:

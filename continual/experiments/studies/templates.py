@@ -10,13 +10,13 @@ from typing import Any, ClassVar, final
 
 from pydantic import Field
 
-from continual.errors import StudyError
 from continual.experiments.studies.aggregation import (
     RATES,
     Rates,
     best_rates,
     make_trial,
     mean_outcomes,
+    require_templates,
     without_template,
 )
 from continual.experiments.studies.study import Study
@@ -52,12 +52,7 @@ class Templates(Study):
 
     def trials(self, runner: TrialRunner) -> Iterator[StudyTrial]:
         """See `Study.trials`."""
-        if without := [data.spec.name for data in runner.tasks if data.spec.template is None]:
-            raise StudyError(
-                f"tasks without a template: {', '.join(without)}. Give each one, as in "
-                "template: {text: '{{ text }} It was {{ mask }}.', words: {bad: awful, good: great}}, or leave it out "
-                "with --tasks; the backbone has to be a language model, such as roberta-base, gpt2 or t5-small"
-            )
+        require_templates(runner.tasks)
         for data in runner.tasks:
             for seed in runner.seeds:
                 yield make_trial(data, seed, self.method, epochs=0, extra=_extra("zero-shot", data))
