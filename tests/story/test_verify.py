@@ -15,6 +15,7 @@ from continual.cli import main
 from continual.deltas import load_delta
 from continual.learning.probes import ProbeDifference
 from continual.learning.verify import VerificationReport, verify_home
+from continual.reports.delta_markdown import delta_markdown
 from continual.serialization import deserialize, serialize
 from registry.schema.tables import Backbone, Delta, Task
 from tests.helpers.registries import digest_of
@@ -215,3 +216,11 @@ def test_only_champions_are_replayed(learner: Learner, monkeypatch: pytest.Monke
     change(learner, "mood@1", status="archived")
     assert verification(learner).problems == []
     assert replayed == [learner.registry.delta("animals@1").digest]
+
+
+def test_a_deltas_note_says_what_its_head_reads_or_why_that_is_unknown(learner: Learner) -> None:
+    assert "the mean of the tokens' states behind all layers" in delta_markdown(learner.registry, "mood@1")
+    Path(learner.registry.blobs.path(digest_of(learner.registry, "mood@1"))).write_bytes(b"nothing")
+    note = delta_markdown(learner.registry, "mood@1")
+    assert "unknown: blob" in note
+    assert "is damaged" in note
