@@ -10,7 +10,8 @@ from tasks.errors import DataError
 from tasks.generation_rows import read_generation
 from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.rows import LabelledTexts, TaskData, expand_turns, sample, sample_shots, split_off
-from tasks.source import SourceLocation, available_splits, read_split
+from tasks.source import available_splits, read_split
+from tasks.source_location import SourceLocation
 from tasks.source_spec import Split
 from tasks.spec import Stream, TaskSpec
 from tasks.targets import read_targets, train_labels

@@ -11,7 +11,7 @@ from tasks.conversation import Text, text_parts
 from tasks.errors import DataError
 from tasks.kind_schemas import KIND_SCHEMAS, TargetType
 from tasks.rows import AnswerSpan, LabelledTexts, Target
-from tasks.source import SourceLocation
+from tasks.source_location import SourceLocation
 from tasks.source_spec import SPLITS, Split
 from tasks.spec import TaskSpec
 

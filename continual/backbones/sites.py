@@ -4,10 +4,8 @@ A *site* is a role ("attn.q", "ffn", "norm.attn"); a family's table says which m
 name sites only, so a method works on every family whose table has them. A *place* is a site of one layer of one model.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from continual.backbones.arguments import Call, bind_arguments
 from continual.backbones.quantization import is_quantized, shape_of
 from continual.errors import BackboneError
 
@@ -23,7 +22,6 @@ from continual.errors import BackboneError
 Changes = Literal["output", "input", "attention", "tokens"]
 Group = Literal["projections", "norms", "embeddings", ""]  # sites that methods may name together
 OUTPUT_EMBEDDINGS = "embed.output"  # the site of the table that scores the next token
-Call = Mapping[str, Any]  # the arguments of a module's call by their names
 Part = tuple[int, int, int]  # (begin, end, of): the outputs from begin/of to end/of of a module's
 WHOLE: Part = (0, 1, 1)
 
@@ -360,37 +358,6 @@ def _dimensions(site: Site, input_module: nn.Module, output_module: nn.Module) -
     columns = slice(outputs * begin // of, outputs * end // of)
     d_out = _shape(output_module)[-1] if site.changes == "input" else columns.stop - columns.start
     return _shape(input_module)[-1], d_out, None if site.part == WHOLE else columns
-
-
-def bind_arguments(module: nn.Module, args: Sequence[Any], kwargs: Call) -> dict[str, Any]:
-    """Return all arguments of a call by their names in the module's `forward`."""
-    return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}
-
-
-def replace_argument(
-    module: nn.Module, args: Sequence[Any], kwargs: Call, name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Replace one argument of a call of `module`; a positional one stays positional.
-
-    Args:
-        module: The module that is called.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        name: Name of the argument in the module's `forward`; empty for the first.
-        value: Its new value.
-
-    Returns:
-        The new positional and keyword arguments.
-    """
-    index = _parameters(type(module).forward).index(name) if name else 0
-    if index < len(args):
-        return (*args[:index], value, *args[index + 1 :]), dict(kwargs)
-    return tuple(args), {**kwargs, name: value}
-
-
-@cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]  # without self
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from continual.backbones.arguments import require_cache_argument
+from continual.backbones.arguments import replace_argument, require_cache_argument
 from continual.backbones.backbone import Backbone
-from continual.backbones.sites import replace_argument
 from continual.generation.key_values import KeyValues, align_right, empty_cache
 from continual.generation.padding import pad_batch
 from continual.generation.sampling import Ids

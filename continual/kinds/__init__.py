@@ -9,15 +9,14 @@ from pydantic import TypeAdapter, ValidationError
 from continual.backbones.backbone import Backbone
 from continual.deltas import Delta
 from continual.errors import DeltaError
+from continual.kinds.answer import Answer, answer_labels
 from continual.kinds.classification import Classification
 from continual.kinds.kind import (
-    Answer,
     ForwardContext,
     HeadStart,
     Kind,
     Outputs,
     PreparedRows,
-    answer_labels,
     backbone_for,
 )
 from continual.kinds.pooled_kind import PooledKind

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.kinds.kind import Answer, Kind, PreparedRows, answer_labels
+from continual.kinds.answer import Answer, answer_labels
+from continual.kinds.kind import Kind, PreparedRows
 from registry import AnswerCounts
 
 RELIABILITY_BINS = 10

@@ -16,14 +16,8 @@ from continual.features.cross_validation import discriminant_loss
 from continual.features.discriminant import combine_heads
 from continual.features.logistic_regression import fit_linear_head
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.kind import (
-    Answer,
-    ForwardContext,
-    HeadStart,
-    LabelDistribution,
-    Outputs,
-    zero_head,
-)
+from continual.kinds.answer import Answer, LabelDistribution
+from continual.kinds.kind import ForwardContext, HeadStart, Outputs, zero_head
 from continual.kinds.pooled_kind import PooledKind
 from tasks import LabelledTexts, TaskData, TaskSpec
 

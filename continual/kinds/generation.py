@@ -18,6 +18,7 @@ from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize, truncated_counts
 from continual.generation.prompts import Generated
 from continual.generation.sampling import Ids, SamplingSettings
+from continual.kinds.answer import Answer
 from continual.kinds.chat import (
     PromptFormat,
     Prompts,
@@ -29,7 +30,7 @@ from continual.kinds.chat import (
     prompt_room,
     separator,
 )
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, single_class
+from continual.kinds.kind import ForwardContext, HeadStart, Kind, Outputs, single_class
 from continual.kinds.language_model import (
     BATCH,
     forward_continuation_log_prob,

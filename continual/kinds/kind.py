@@ -7,7 +7,7 @@ a `tasks.KindSchema` that names it and states the type of its targets and its me
 The calls of one task, in order:
 
     incompatibilities → from_data → prepare           before training
-    fit_frozen
+    fit_frozen                                        what the frozen backbone's outputs for train rows decide
     closed_form_start → with_transferred_head         the start of the head, judged on held-out rows
     loss_inputs, loss, loss_weight                    training
     forward_request → outputs_from → answers          evaluation and inference
@@ -18,14 +18,12 @@ Shapes: N rows, B rows of a batch, T tokens, D hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isfinite
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from continual.backbones.backbone import Backbone
@@ -35,6 +33,7 @@ from continual.features.forward import ForwardRequest, run_forward
 from continual.features.pooling import forward_pooled
 from continual.features.random_features import FrozenFeatures, frozen_features
 from continual.features.tokens import Tokens, sorted_batches, truncated_counts
+from continual.kinds.answer import Answer
 from tasks import LabelledTexts, TaskData, TaskSpec
 
 LOSS_BATCH = 8  # rows whose loss is computed at once where no gradient is
@@ -55,33 +54,6 @@ class PreparedRows(Protocol):
 
 P = TypeVar("P", bound=PreparedRows)
 R = TypeVar("R")
-
-
-class LabelDistribution(NamedTuple):
-    """The probabilities of the labels for one row.
-
-    Attributes:
-        labels: The C labels.
-        probabilities: Their probabilities [C], float32.
-    """
-
-    labels: tuple[str, ...]
-    probabilities: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one row.
-
-    Attributes:
-        label: The answer, a text or a number.
-        score: Its probability; None for a kind without probabilities.
-        distribution: The probabilities of all labels; None for a kind without labels.
-    """
-
-    label: str | float
-    score: float | None
-    distribution: LabelDistribution | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -394,11 +366,6 @@ class Kind(ABC, Generic[P]):
             rows: The N rows to answer.
         """
         return None
-
-
-def answer_labels(answers: Sequence[Answer]) -> list[Any]:
-    """Return the labels of answers, as the metrics take them."""
-    return [answer.label for answer in answers]
 
 
 def backbone_for(backbone: Backbone, kind: Kind[Any]) -> Backbone:

@@ -17,7 +17,8 @@ from continual.deltas import Head
 from continual.features.cross_validation import RIDGE_PENALTIES, ridge_loss
 from continual.features.signature import Signature, compute_signature
 from continual.features.tokens import Tokens, tokenize
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Outputs, single_class, zero_head
+from continual.kinds.answer import Answer
+from continual.kinds.kind import ForwardContext, HeadStart, Outputs, single_class, zero_head
 from continual.kinds.pooled_kind import PooledKind
 from tasks import LabelledTexts, TaskData, TaskSpec
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from continual.kinds.kind import Answer, ForwardContext, Kind, PreparedRows, answer_labels
+from continual.kinds.answer import Answer, answer_labels
+from continual.kinds.kind import ForwardContext, Kind, PreparedRows
 from continual.metrics import (
     NO_INPUTS,
     SECONDARY_METRICS,

@@ -22,7 +22,15 @@ from continual.features.forward import ForwardRequest, iter_forward
 from continual.features.pooling import forward_hidden
 from continual.features.signature import inverse_shrunk_covariance
 from continual.features.tokens import Tokens, pad, tokenize
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs, single_class, zero_head
+from continual.kinds.answer import Answer
+from continual.kinds.kind import (
+    ForwardContext,
+    HeadStart,
+    Kind,
+    Outputs,
+    single_class,
+    zero_head,
+)
 from continual.kinds.windows import (
     NOT_IN_PASSAGE,
     Windows,

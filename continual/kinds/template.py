@@ -23,6 +23,7 @@ from continual.backbones.backbone import Backbone
 from continual.deltas import Delta, Head
 from continual.features.forward import ForwardRequest
 from continual.features.tokens import Tokens, tokenize
+from continual.kinds.answer import Answer
 from continual.kinds.classification import (
     argmax_answers,
     label_indices,
@@ -39,7 +40,7 @@ from continual.kinds.cloze import (
     forward_word_scores,
     template_obstacle,
 )
-from continual.kinds.kind import Answer, ForwardContext, HeadStart, Kind, Outputs
+from continual.kinds.kind import ForwardContext, HeadStart, Kind, Outputs
 from tasks import LabelledTexts, TaskData, TaskSpec, Template
 
 MAX_CALIBRATION_ROWS = 256

@@ -75,7 +75,6 @@ def stream_report(registry: Registry, stream: str) -> Document:
     serving = {champion.task: champion.delta for champion in champions}
     unrouted = {champion.task for champion in champions if not champion.is_routed}
     remaining = [i for i, delta in enumerate(deltas) if delta.status != "purged"]
-    remaining_scores = [scores[i] for i in remaining]
     routable = [i for i in remaining if deltas[i].task not in unrouted]
     routed = [
         [
@@ -88,16 +87,7 @@ def stream_report(registry: Registry, stream: str) -> Document:
         "stream": stream,
         "backbone": registry.backbone(stored.backbone).name,
         "tasks": [delta.task for delta in deltas],
-        "oracle": {
-            "matrix": _oracle_matrix(scores),
-            **asdict(
-                continual_measures(
-                    _oracle_matrix(remaining_scores),
-                    [task_scores.value("frozen") for task_scores in remaining_scores],
-                    random_init=[task_scores.value("random_init") for task_scores in remaining_scores],
-                )
-            ),
-        },
+        "oracle": {"matrix": _oracle_matrix(scores), **_oracle_measures([scores[i] for i in remaining])},
         "routed": {
             "matrix": routed,
             **asdict(_measures_if_complete([[routed[t][i] for i in routable] for t in routable])),
@@ -115,6 +105,12 @@ def stream_report(registry: Registry, stream: str) -> Document:
             for delta, task_scores in zip(deltas, scores, strict=True)
         ],
     }
+
+
+def _oracle_measures(scores: Sequence[DeltaScores]) -> Document:
+    """Return the measures of a stream whose inputs name their task."""
+    frozen, random_init = ([each.value(mode) for each in scores] for mode in ("frozen", "random_init"))
+    return asdict(continual_measures(_oracle_matrix(scores), frozen, random_init=random_init))
 
 
 def _scores_by_delta(registry: Registry, stream: str, split: str) -> Mapping[str, list[StoredScore]]:
@@ -147,7 +143,7 @@ def serving_note(task: Mapping[str, Any]) -> str | None:
     return f"{task['serving'] or 'no version'} serves {task['task']} now; this report measures {task['delta']}"
 
 
-def _oracle_matrix(scores: list[DeltaScores]) -> Matrix:
+def _oracle_matrix(scores: Sequence[DeltaScores]) -> Matrix:
     """Return R[t, i], with each task's score before training just above the diagonal."""
 
     def entry(t: int, i: int) -> float | None:

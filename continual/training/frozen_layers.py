@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from continual.backbones.arguments import Call, bind_arguments
 from continual.backbones.backbone import Backbone
 from continual.backbones.layers import encoder_layers, replace_forward
-from continual.backbones.sites import Call, bind_arguments
 from continual.deltas.delta import Delta
 from continual.deltas.method import MethodSettings
 from continual.deltas.values import iterate_edits

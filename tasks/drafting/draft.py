@@ -15,7 +15,8 @@ from tasks.errors import DataError
 from tasks.kind_schemas import KIND_SCHEMAS
 from tasks.load import load_task
 from tasks.rows import TaskData
-from tasks.source import SourceLocation, read_split
+from tasks.source import read_split
+from tasks.source_location import SourceLocation
 from tasks.spec import Budget, Stream, TaskSpec
 
 PAIR_NAMES = (

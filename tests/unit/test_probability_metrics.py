@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from continual.kinds import Answer
+from continual.kinds.answer import LabelDistribution
 from continual.kinds.classification import label_probabilities
-from continual.kinds.kind import LabelDistribution
 from continual.metrics import metric_score, metrics_of, required_inputs, score_with_interval
 from tasks.errors import InputError
 

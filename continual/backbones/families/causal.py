@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from continual.backbones.arguments import Call
 from continual.backbones.families.blocks import attention_roles, feed_forward_roles, fused_attention_roles
 from continual.backbones.families.family import Family, LayerStack
-from continual.backbones.sites import Call, Site, embedding, norm, positions, projection, tokens
+from continual.backbones.sites import Site, embedding, norm, positions, projection, tokens
 
 _GPT2 = "h.{}."
 _GPT2_SITES = {

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from continual.backbones.arguments import Call
 from continual.backbones.families.blocks import (
     attention_roles,
     feed_forward_roles,
@@ -13,7 +14,7 @@ from continual.backbones.families.blocks import (
 )
 from continual.backbones.families.causal import causal_family
 from continual.backbones.families.family import Family
-from continual.backbones.sites import Call, Site, block, embedding, norm, positions, projection, tokens
+from continual.backbones.sites import Site, block, embedding, norm, positions, projection, tokens
 
 _LAYER = "layers.{}."
 _ATTENTION = _LAYER + "self_attn"

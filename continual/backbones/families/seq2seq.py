@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.backbones.arguments import Call
 from continual.backbones.families.blocks import attention_roles, feed_forward_roles
 from continual.backbones.families.family import Family, LayerStack
-from continual.backbones.sites import Call, Site, embedding, norm, positions, tokens
+from continual.backbones.sites import Site, embedding, norm, positions, tokens
 
 
 def t5(config: Any) -> Family:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from continual.backbones.arguments import replace_argument
 from continual.backbones.backbone import Backbone
-from continual.backbones.sites import Place, replace_argument
+from continual.backbones.sites import Place
 from continual.deltas.delta import Delta
 from continual.deltas.edit import Reads
 from continual.deltas.injection.mixed_batch import MixedBatch

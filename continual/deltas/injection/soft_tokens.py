@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from continual.backbones.arguments import cache_of, require_cache_argument
+from continual.backbones.arguments import Call, bind_arguments, cache_of, replace_argument, require_cache_argument
 from continual.backbones.backbone import Backbone
-from continual.backbones.sites import Call, Place, bind_arguments, replace_argument
+from continual.backbones.sites import Place
 from continual.deltas.injection.placed_edit import PlacedEdit, RowRange
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from tasks import DataError, Stream, TaskData, TaskSpec, load_stream, load_task, load_validation
-from tasks.source import SourceLocation, read_split
+from tasks.source import read_split
+from tasks.source_location import SourceLocation
 from tasks.source_spec import Source
 
 Row = dict[str, Any]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from tasks.source import SourceLocation, available_splits, read_split
+from tasks.source import available_splits, read_split
+from tasks.source_location import SourceLocation
 from tasks.source_spec import Source
 
 ROWS = Dataset.from_dict({"text": ["one", "two"]})
