@@ -1,4 +1,4 @@
-"""The contract of every method on every family: exactness, gradients, storage, determinism and refusals."""
+"""The contract of every method on the families: exactness, gradients, storage, determinism and refusals."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -18,6 +18,7 @@ from continual.features.tokens import pad, tokenize
 from continual.training.training_run import TrainingResult, train
 from tasks import Budget, Method
 from tests.conftest import backbone_of
+from tests.helpers.method_pairs import ARRANGEMENTS, every_method
 from tests.helpers.tiny_tasks import (
     REQUIRED_SETTINGS,
     fresh_delta,
@@ -37,11 +38,6 @@ TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
 def method(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
-
-
-# One family of each way in which modules are arranged: a norm behind a block or before it, fused projections, gates,
-# a second stack. Training and refusals beyond an edit's own outputs and gradients depend on no more of a family.
-ARRANGEMENTS = ("bert", "modernbert", "gpt2", "llama", "t5")
 
 
 @pytest.fixture(params=ARRANGEMENTS)
@@ -79,6 +75,7 @@ def trained(backbone: Backbone, method: str, task: str = "mood", *, seed: int = 
     )
 
 
+@every_method
 def test_a_fresh_delta_is_the_identity_as_declared(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     delta = fresh_delta(backbone, method)
     base, inside = hidden(backbone, batch), hidden(backbone, batch, delta)
@@ -89,11 +86,13 @@ def test_a_fresh_delta_is_the_identity_as_declared(backbone: Backbone, method: s
         assert ((inside - base).abs().mean() < 0.01 * base.abs().mean()) == (delta.settings.identity == "near")
 
 
+@every_method
 def test_a_learned_delta_changes_the_output(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     changed = hidden(backbone, batch, with_values(perturbed_delta(backbone, method)))
     assert not torch.allclose(changed, hidden(backbone, batch))
 
 
+@every_method
 def test_only_the_delta_takes_gradients(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     gradients: dict[str, Tensor] = {}
     for stage in range(perturbed_delta(backbone, method).settings.stages):
@@ -122,6 +121,7 @@ def assert_only_delta_takes_gradients(backbone: Backbone, delta: Delta, batch: d
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
+@every_method
 def test_detaching_restores_the_backbone_to_the_bit(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     base, delta = hidden(backbone, batch), perturbed_delta(backbone, method)
     hidden(backbone, batch, delta)
@@ -140,6 +140,7 @@ def test_a_refused_delta_leaves_no_hook_behind(arrangement: Backbone, method: st
     assert torch.equal(hidden(arrangement, batch), base)
 
 
+@every_method
 def test_bfloat16_stays_bfloat16_and_near_float32(backbone: Backbone, method: str, batch: dict[str, Tensor]) -> None:
     delta, low = fresh_delta(backbone, method), replace(backbone, dtype=torch.bfloat16)
     plain, inside = types_of_states(low, batch, None), types_of_states(low, batch, delta)
@@ -165,6 +166,7 @@ def types_of_states(backbone: Backbone, batch: dict[str, Tensor], delta: Delta |
     return types
 
 
+@every_method
 def test_every_layer_has_its_own_values(backbone: Backbone, method: str) -> None:
     delta = fresh_delta(backbone, method)
     if any(edit.where for edit in delta.settings.edits()):
@@ -288,10 +290,10 @@ SPOILED: dict[Callable[[Delta], Delta], str] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
-def test_an_incompatible_delta_is_refused(arrangement: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
-    delta = spoil(perturbed_delta(arrangement, method))
+def test_an_incompatible_delta_is_refused(bert: Backbone, method: str, spoil: Callable[[Delta], Delta]) -> None:
+    delta = spoil(perturbed_delta(bert, method))
     with pytest.raises(DeltaError, match=SPOILED[spoil]):
-        logits(arrangement, delta, tokenize(arrangement, TEXTS, max_length=32))
+        logits(bert, delta, tokenize(bert, TEXTS, max_length=32))
 
 
 def test_a_delta_of_another_random_backbone_is_refused(arrangement: Backbone, method: str) -> None:

@@ -2,8 +2,6 @@
 
 import logging
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from tasks import read_task
 from tasks.errors import InputError
 from tests.helpers.cli import CliRunner
 from tests.helpers.databases import registry_url
-from tests.helpers.paths import ROOT
+from tests.helpers.fresh_processes import run_python
 from tests.helpers.tiny_tasks import rows_of, write_task
 
 BUDGET = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_length": 32}
@@ -171,13 +169,7 @@ def test_three_workers_one_killed_learn_each_arrival_once(bert_folder: Path, tmp
         for seed in range(2):
             for task in ("animals", "mood", "place", "food"):
                 registry.submit(read_task(task_file(tmp_path, task, seed=seed)))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.processes.arrival_workers", postgres_url, tmp_path, bert_folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_python("-m", "tests.helpers.processes.arrival_workers", postgres_url, tmp_path, bert_folder)
     with Registry.open(postgres_url, str(blobs)) as registry:
         rows = registry.arrivals()
         assert {row["state"] for row in rows} == {"learned"}

@@ -1,8 +1,6 @@
 """The documentation of methods: its table agrees with the code, and its example runs."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -15,6 +13,7 @@ from continual.exchange import to_peft
 from continual.exchange.merging import merge_obstacle
 from continual.exchange.peft import peft_methods
 from tasks import Method
+from tests.helpers.fresh_processes import run_python
 from tests.helpers.paths import DOCS
 from tests.helpers.tiny_tasks import PEFT_SETTINGS, REQUIRED_SETTINGS, perturbed_delta
 
@@ -77,11 +76,7 @@ def test_the_unified_views_example_prints_the_documented_output(minilm: Backbone
     page = (DOCS / "explanation" / "unified-view.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     (documented,) = re.findall(r"^```text\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    completed = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert completed.returncode == 0, completed.stderr
-    assert completed.stdout == documented
+    assert run_python("-c", example) == documented
 
 
 def test_every_preset_is_documented_and_valid() -> None:

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +17,7 @@ from registry import collect_garbage, current_process_id, find_damage, load_chec
 from registry.schema.tables import Checkpoint as CheckpointRow
 from tasks.errors import InputError
 from tests.helpers.claims import claim_position
-from tests.helpers.paths import ROOT
+from tests.helpers.fresh_processes import run_python
 from tests.story.test_stream import digests, open_home, write_stream
 
 AUTO = {
@@ -65,17 +63,10 @@ def test_killed_processes_a_full_disk_and_damaged_blobs(tmp_path: Path) -> None:
     """A few rounds of the benchmark, in a process of its own, since it forks."""
     if shutil.which("initdb") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    scenarios = "kills,controllers,damage,database_restarted" + (",disk_full" if os.getuid() == 0 else "")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.faults", "--kills", "4", "--repeats", "1", "--only", scenarios],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads(done.stdout)
-    assert document["kills"]["kills"] == 4
+    scenarios = "kills,controllers_killed,damage,database_restarted" + (",disk_full" if os.getuid() == 0 else "")
+    arguments = ("--kills", 2, "--repeats", 1, "--only", scenarios)
+    document = json.loads(run_python("-m", "tests.benchmarks.faults", *arguments))
+    assert document["kills"]["kills"] == 2
     assert document["damage"]["damaged"] > 30
     assert document["database_restarted"]["restarts"] == 2
     assert document["wrong"] == []

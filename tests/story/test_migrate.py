@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from tasks import Stream, TaskData, TaskSpec
 from tasks.errors import InputError
 from tests.helpers.claims import claim_position
 from tests.helpers.cli import CliRunner
-from tests.helpers.paths import ROOT
+from tests.helpers.fresh_processes import FreshPython
 from tests.helpers.tiny_tasks import rows_of, save_backbone, tiny_backbone, write_rows, write_task
 from tests.story.test_stream import open_home, write_stream
 
@@ -200,16 +198,12 @@ def test_a_later_version_is_migrated_under_another_name(bert_folder: Path, blind
 
 def test_a_killed_migration_is_continued_by_two_processes(roberta_folder: Path, home: Path, tmp_path: Path) -> None:
     undisturbed = Path(shutil.copytree(home, tmp_path / "undisturbed"))
-    words = ["-m", "tests.helpers.processes.migration", str(roberta_folder), str(home), "animals", "6"]
-    with subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as processes:
-        assert processes.stdout
-        assert processes.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
-        with open_home(roberta_folder, home) as learner:
-            assert find_damage(learner.registry) == []
-            assert [row["delta"] for row in learner.registry.deltas() if row["version"] > 1] == ["place@2"]
-        assert processes.communicate("\n")[0] == "0\n0\n", (tmp_path / "home.log").read_text()
+    processes = FreshPython("-m", "tests.helpers.processes.migration", roberta_folder, home, "animals", "6")
+    assert processes.stdout.readline() == f"{-signal.SIGKILL}\n", (tmp_path / "home.log").read_text()
+    with open_home(roberta_folder, home) as learner:
+        assert find_damage(learner.registry) == []
+        assert [row["delta"] for row in learner.registry.deltas() if row["version"] > 1] == ["place@2"]
+    assert processes.communicate("\n") == "0\n0\n", (tmp_path / "home.log").read_text()
     log = (tmp_path / "home.log").read_text()
     assert log.count("animals goes on after epoch 1") == 1
     with open_home(roberta_folder, home) as learner, open_home(roberta_folder, undisturbed) as reference:

@@ -32,13 +32,13 @@ def test_a_task_answers_after_one_pass_over_its_rows(learner: Learner) -> None:
     assert [(score.step, score.split) for score in curve] == [(0, "validation")]
 
 
-def test_four_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
+def test_real_tasks_are_learned_routed_and_not_forgotten(learner: Learner) -> None:
     smoke = read_stream(STREAMS / "smoke.yaml")
     few = {"train": 120, "validation": 50, "test": 60}
     brief = smoke.model_copy(
         update={
             "budget": smoke.budget.model_copy(update={"epochs": 1, "max_length": 64}),
-            "tasks": tuple(task.model_copy(update={"rows": few}) for task in smoke.tasks),
+            "tasks": tuple(task.model_copy(update={"rows": few}) for task in smoke.tasks[::2]),
         }
     )
     assert learner.run(brief) == {}

@@ -6,8 +6,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import pytest
 from continual import Learner
 from registry import add_key, revoke_key
 from tests.helpers.cli import CliRunner
+from tests.helpers.fresh_processes import FreshPython
 from tests.helpers.live_server import ask, folder, forget_keys, learner, server, wait_until  # noqa: F401
 from tests.helpers.tiny_tasks import rows_of
 
@@ -63,29 +62,17 @@ def test_requests_of_a_disconnected_client_are_dropped(learner: Learner) -> None
 
 
 @contextmanager
-def process(learner: Learner, home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def process(learner: Learner, home: Path, port: int) -> Iterator[FreshPython]:
     """Run `continual serve` over the same home in another process."""
     words = ["serve", "--home", str(home), "--backbone", learner.backbone.name, "--port", str(port), "--poll", "0.1"]
-    running = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from continual.cli import main; main()",
-            *words,
-            "--dtype",
-            "float32",
-            "--no-access-log",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words += ["--dtype", "float32", "--no-access-log"]
+    running = FreshPython("-c", "from continual.cli import main; main()", *words)
     try:
         wait_until(lambda: running.poll() is not None or ready(port), seconds=120)
-        assert running.poll() is None, running.communicate()[1]
+        assert running.poll() is None, running.stderr
         yield running
     finally:
         running.kill()
-        running.communicate()
 
 
 def ready(port: int) -> bool:

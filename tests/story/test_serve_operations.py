@@ -7,8 +7,6 @@ import logging
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from continual import Learner, read_task
 from continual.serve import AccessLogMiddleware, ChampionServer, create_app
 from continual.settings import resolve_locations
 from registry import Registry, add_key
+from tests.helpers.fresh_processes import FreshPython
 from tests.helpers.live_server import (  # noqa: F401
     Server,
     ask,
@@ -107,30 +106,29 @@ def test_listings_have_the_date_of_the_version_that_serves(learner: Learner, ser
 
 
 def test_a_server_that_is_started_before_anything_is_learned_picks_it_up(bert_folder: Path, tmp_path: Path) -> None:
-    """In a process of its own, as its log is; the time is that of its imports."""
-    home, log = tmp_path / "home", tmp_path / "log"
+    """In a process of its own, as its log is."""
+    home = tmp_path / "home"
     words = ["serve", "--home", str(home), "--port", "0", "--poll", "0.1", "--dtype", "float32", "--log-format", "json"]
-    command = [sys.executable, "-c", "from continual.cli import main; main()", *words]
     (tmp_path / "mood.yaml").write_text(json.dumps(write_task(tmp_path, "mood") | {"budget": {"epochs": 0}}))
     home.mkdir()
-    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
-        try:
-            wait_until(lambda: "nothing is learned" in log.read_text(), seconds=60)
-            places = resolve_locations(home, {})
-            registry = Registry.open(places.registry, places.blobs)
-            with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
-                learner.learn(read_task(tmp_path / "mood.yaml"))
-            wait_until(lambda: "serving on" in log.read_text(), seconds=60)
-            records = [json.loads(line) for line in log.read_text().splitlines()]
-            assert f"continual learn TASK.yaml --home {home}" in records[0]["message"]
-            url = records[-1]["message"].partition("serving on ")[2]
-            (text,) = rows_of("mood", 1).texts
-            answer = httpx.post(f"{url}/v1/predict", json={"rows": [{"text": text}]}, timeout=60)
-            assert answer.json()["predictions"][0]["task"] == "mood"
-        finally:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    record = json.loads(log.read_text().splitlines()[-1])
+    process = FreshPython("-c", "from continual.cli import main; main()", *words)
+    try:
+        wait_until(lambda: "nothing is learned" in process.stderr, seconds=60)
+        places = resolve_locations(home, {})
+        registry = Registry.open(places.registry, places.blobs)
+        with Learner.open(str(bert_folder), registry, device="cpu", dtype="float32") as learner:
+            learner.learn(read_task(tmp_path / "mood.yaml"))
+        wait_until(lambda: "serving on" in process.stderr, seconds=60)
+        records = [json.loads(line) for line in process.stderr.splitlines()]
+        assert f"continual learn TASK.yaml --home {home}" in records[0]["message"]
+        url = records[-1]["message"].partition("serving on ")[2]
+        (text,) = rows_of("mood", 1).texts
+        answer = httpx.post(f"{url}/v1/predict", json={"rows": [{"text": text}]}, timeout=60)
+        assert answer.json()["predictions"][0]["task"] == "mood"
+    finally:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    record = json.loads(process.stderr.splitlines()[-1])
     assert record.keys() == {
         *("time", "level", "logger", "message"),
         *("request_id", "method", "path", "status", "milliseconds", "rows"),

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 
 from registry import Registry, find_damage
 from tests.helpers.cli import CliRunner, parse_command
+from tests.helpers.fresh_processes import FreshPython
 from tests.helpers.live_server import wait_until
 from tests.helpers.paths import DOCS
 from tests.story.test_cli import stream  # noqa: F401
@@ -69,14 +70,11 @@ def test_two_processes_share_a_stream_and_sync_after_an_mlflow_kill(
     for name, value in places.items():
         monkeypatch.setenv(name, value)
     words = ["run", str(stream), "--home", str(tmp_path / "other")]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the audit has, which compares bits
     with tracking(tmp_path, port):
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from continual.cli import main; main()", *words], env=one_thread
-        )
+        process = FreshPython("-c", "from continual.cli import main; main()", *words)
         wait_until(lambda: len(cli("deltas", "--json").json) > 0, seconds=120)
     assert cli("run", str(stream)).code == 0
-    assert process.wait(120) == 0
+    assert process.wait(120) == 0, process.stderr
     assert {row["task"] for row in cli("deltas", "--json").json} == TASKS, "each of them once"
     assert cli("mlflow", "--json").json, "what MLflow missed waits"
 

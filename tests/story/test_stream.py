@@ -4,8 +4,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,8 @@ from registry.records import require_digest
 from tasks import Stream, TaskSpec, load_stream, read_task
 from tasks.errors import InputError, StreamError
 from tests.helpers.claims import claim_position
-from tests.helpers.paths import DOCS, ROOT
+from tests.helpers.fresh_processes import FreshPython
+from tests.helpers.paths import DOCS
 from tests.helpers.registries import digest_of
 from tests.helpers.tiny_tasks import labels_of, logits, rows_of, write_rows, write_task
 
@@ -361,23 +360,14 @@ def test_a_position_lost_to_another_controller_is_learned_once(empty: Learner, t
     assert sorted(digests(empty)) == ["animals@1", "mood@1", "place@1"]
 
 
-def child(bert_folder: Path, folder: Path, *moments: str) -> "subprocess.Popen[str]":
+def child(bert_folder: Path, folder: Path, *moments: str) -> FreshPython:
     arguments = [bert_folder, folder / "home", folder / "stream.yaml", *moments]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.processes.controller", *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return FreshPython("-m", "tests.helpers.processes.controller", *arguments)
 
 
-def begin(process: "subprocess.Popen[str]") -> None:
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    assert process.stdin
+def begin(process: FreshPython) -> None:
+    assert process.stdout.readline() == "ready\n", process.stderr
     process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def test_a_run_resumes_after_a_kill_at_any_step(bert_folder: Path, tmp_path: Path) -> None:
@@ -414,8 +404,7 @@ def test_two_controllers_learn_every_task_once(bert_folder: Path, tmp_path: Path
         started: list[str] = []
         begin(process)
         assert learner.run(stream, callbacks=RunCallbacks(on_start=started.append)) == {}
-        assert process.stdout
-        assert process.wait(120) == 0, process.stdout.read()
+        assert process.wait(120) == 0, process.stderr
         assert sorted(digests(learner)) == ["animals@1", "mood@1", "place@1"]
         assert len(started) == len(set(started))
         assert [p.state for p in learner.registry.stream("core").positions] == ["learned"] * 3

@@ -16,6 +16,7 @@ from continual.deltas.forms import LowRank, Vector
 from continual.errors import DeltaError, ExchangeError
 from continual.exchange.merging import merge_into_model, merge_obstacle
 from continual.features.tokens import pad, tokenize
+from tests.helpers.method_pairs import covering_pairs
 from tests.helpers.tiny_tasks import REQUIRED_SETTINGS, delta_of_edits, fresh_delta, perturbed_delta
 
 TEXTS = ["purr meow", "the awful dull tower of sugar and honey", "wave"]
@@ -68,7 +69,7 @@ def test_which_methods_can_be_merged() -> None:
     assert set(MERGEABLE) == linear | {"masking", "intrinsic", "probe", "union", "sequential"}
 
 
-@pytest.mark.parametrize("method", MERGEABLE)
+@pytest.mark.parametrize(("backbone", "method"), covering_pairs(MERGEABLE), indirect=["backbone"])
 def test_a_merged_model_has_the_same_states(backbone: Backbone, method: str) -> None:
     assert_merges_or_is_refused(backbone, finalized(backbone, method))
 

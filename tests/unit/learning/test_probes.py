@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from continual.backbones.backbone import Backbone
-from continual.deltas import METHODS, Delta
+from continual.deltas import Delta
 from continual.errors import DeltaError
 from continual.kinds import kind_metadata
 from continual.kinds.generation import Generation
 from continual.learning.probes import probe_difference, probe_dtype, probe_outputs
 from continual.serialization import deserialize
 from registry.errors import BlobError
+from tests.helpers.method_pairs import every_method
 from tests.helpers.tiny_tasks import perturbed_delta, tiny_backbone
 
 
@@ -27,7 +28,7 @@ def changed(delta: Delta) -> Delta:
     return replace(delta, values={name: moved(tensor) for name, tensor in delta.values.items()})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_every_delta_is_replayed_to_the_bit_and_changes_are_detected(backbone: Backbone, method: str) -> None:
     delta = perturbed_delta(backbone, method)
     outputs = probe_outputs(backbone, delta)

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from continual.serve import ConnectionLimits, bind_socket, create_server
+from tests.helpers.fresh_processes import run_python
 
 SHORT = ConnectionLimits(
     header_seconds=0.5, body_seconds=0.5, write_seconds=0.5, header_bytes=4096, body_bytes=1000, connections=16
@@ -165,8 +163,7 @@ def test_the_number_of_connections_fits_the_limit_of_descriptors() -> None:
         "from continual.serve.core.connections import connection_limit\n"
         "print(connection_limit())"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
-    assert 16 <= int(done.stdout) <= 256 - 64
+    assert 16 <= int(run_python("-c", script)) <= 256 - 64
 
 
 def test_a_closing_server_finishes_requests_and_refuses_new_ones() -> None:
