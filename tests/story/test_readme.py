@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from continual.cli import main
+from tests.helpers.fresh_processes import run_python
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,14 +27,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(clone: Path, *words: str, shell: str | None = None) -> str:
-    environment = {key: value for key, value in os.environ.items() if key not in PLACES}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["bash", "-c", shell] if shell else list(words)
+def in_a_shell(line: str) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     completed = subprocess.run(
-        command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert completed.returncode == 0, f"{command}\n{completed.stdout}\n{completed.stderr}"
+    assert completed.returncode == 0, f"{line}\n{completed.stdout}\n{completed.stderr}"
     return completed.stdout
 
 
@@ -42,7 +41,7 @@ def answered(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     piped, _, command = line.rpartition(" | ")
     words, before = shlex.split(command), shlex.split(piped)
     if words[0] != "continual" or before[:1] not in ([], ["echo"]):
-        return run(Path.cwd(), shell=line)
+        return in_a_shell(line)
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{' '.join(before[1:])}\n".encode())))
     capsys.readouterr()
@@ -76,7 +75,7 @@ def test_blocks_in_order(
     executed = 0
     for kind, body in BLOCKS:
         if kind == "python":
-            assert run(clone, sys.executable, "-c", body).count("\n") == 3
+            assert run_python("-c", body, cwd=clone).count("\n") == 3
             executed += 1
         for line in body.splitlines():
             if kind == "console" and line.startswith("$ ") and not line.startswith("$ make"):
