@@ -65,13 +65,15 @@ def fit_logistic_regressions(vectors: Tensor, classes: Tensor) -> list[LinearHea
     deviation = float(centred.square().mean().sqrt()) or 1.0
     inputs, targets = (centred / deviation).numpy(), classes.numpy()
     model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
-    heads = []
-    for strength in STRENGTHS:
-        # In L-BFGS threads of BLAS wait for each other longer than they compute, six times as long with 5,000 rows.
-        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are bounded on purpose
+    solutions = []
+    # In L-BFGS threads of BLAS wait for each other longer than they compute, six times as long with 5,000 rows.
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are bounded on purpose
+        for strength in STRENGTHS:
             model.set_params(C=strength).fit(inputs, targets)
-        weight, bias = torch.from_numpy(model.coef_) / deviation, torch.from_numpy(model.intercept_)
+            solutions.append((torch.from_numpy(model.coef_) / deviation, torch.from_numpy(model.intercept_)))
+    heads = []
+    for weight, bias in solutions:
         if len(weight) == 1:  # of two classes, scikit-learn fits the difference of the logits
             weight, bias = torch.cat((-weight / 2, weight / 2)), torch.cat((-bias / 2, bias / 2))
         heads.append((weight, bias - weight @ mean))
