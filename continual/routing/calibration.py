@@ -1,12 +1,13 @@
 """Fit a router's weights and offsets, and how sure it may be, on held-out rows.
 
-    log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)     confidence = σ(a · logit max_t p(t | x) + c)
+    log p(t | x) = log softmax_t (Σ_r w_r s_r(x, t) + b_t)
+    confidence = σ(a log p − d log(1 − p) + c),     p = max_t p(t | x)
 
 The more tasks there are, the fewer rows each has, and the less its offset b_t can be trusted: how strongly offsets are
-pulled to zero depends on the number of rows. a and c are fitted to whether the likeliest task of a row is its own, each
-half of the rows judged by a fit to the other half: where some texts say nothing of their task, a router is at once too
-sure of its high and too unsure of its low probabilities, which no temperature mends. Platt (1999), "Probabilistic
-Outputs for Support Vector Machines".
+pulled to zero depends on the number of rows. a, d and c are fitted to whether the likeliest task of a row is its own,
+each half of the rows judged by a fit to the other half: where some texts say nothing of their task, a router is at once
+too sure of its high and too unsure of its low probabilities, and not by the same factor, so that neither a temperature
+nor a logistic function mends it. Kull et al. (2017), "Beta calibration".
 
 Shapes: H held-out rows of all tasks, K tasks, P candidate tasks, R rules.
 """
@@ -27,6 +28,7 @@ SMOOTHING = 0.001  # of labels: where all held-out rows are separated, no weight
 LARGEST_WEIGHT = 1e4
 OFFSET_PENALTY = 1.28  # nats for an offset of one, beside the sum over the rows of a task
 TINY = 1e-9
+IDENTITY = (1.0, 1.0, 0.0)  # coefficients of a confidence that is the probability
 
 
 class Calibration(NamedTuple):
@@ -35,17 +37,15 @@ class Calibration(NamedTuple):
     Attributes:
         weights: R weights w of the rules' scores.
         offsets: Offsets b [K] of the tasks.
-        slope: a.
-        intercept: c.
+        curve: Coefficients (a, d, c) of the confidence.
     """
 
     weights: list[float]
     offsets: Tensor
-    slope: float
-    intercept: float
+    curve: tuple[float, float, float]
 
 
-def recalibrate(log_p: Tensor, *, slope: float, intercept: float) -> Tensor:
+def recalibrate(log_p: Tensor, *, curve: tuple[float, float, float]) -> Tensor:
     """Return log-probabilities [N, K] whose highest of a row is calibrated, in the same order.
 
     The others share what is left in the same proportions.
@@ -55,7 +55,7 @@ def recalibrate(log_p: Tensor, *, slope: float, intercept: float) -> Tensor:
     best = log_p.double().topk(2, dim=1)
     first, second = best.values.exp().unbind(dim=1)
     rest = (1.0 - first).clamp_min(TINY)
-    top = torch.sigmoid(slope * torch.logit(first, eps=TINY) + intercept)
+    top = torch.sigmoid(_curve_terms(first) @ torch.tensor(curve, dtype=torch.float64))
     top = torch.maximum(top, second / (rest + second))
     scaled = log_p.double() + ((1.0 - top).clamp_min(TINY).log() - rest.log()).unsqueeze(1)
     return scaled.scatter(1, best.indices[:, :1], top.log().unsqueeze(1)).to(log_p.dtype)
@@ -83,10 +83,10 @@ def fit_calibration(
     """
     calibration = _Calibration(scores, rows, candidates, num_tasks or scores[0].shape[1])
     if calibration.num_tasks == 1:
-        return Calibration(calibration.scales, torch.zeros(1), 1.0, 0.0)
+        return Calibration(calibration.scales, torch.zeros(1), IDENTITY)
     values = calibration.fit(calibration.row_weights)
     weights = [exp(float(w)) * scale for w, scale in zip(values, calibration.scales, strict=False)]
-    return Calibration(weights, values[len(scores) :].float(), *calibration.fit_confidence())
+    return Calibration(weights, values[len(scores) :].float(), calibration.fit_curve())
 
 
 class _Calibration:
@@ -127,26 +127,26 @@ class _Calibration:
         start = np.zeros(len(self._scores) + self.num_tasks)
         return torch.from_numpy(minimize(loss_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
 
-    def fit_confidence(self) -> tuple[float, float]:
-        """Return slope and intercept of the confidence, each half of the rows judged by a fit to the other half."""
+    def fit_curve(self) -> tuple[float, float, float]:
+        """Return the coefficients of the confidence, each half of the rows judged by a fit to the other half."""
         is_even = torch.arange(len(self.row_weights)) % 2 == 0
         even, odd = (self._logits(self.fit(self.row_weights * ~held)) for held in (is_even, ~is_even))
         log_p = torch.log_softmax(torch.where(is_even.unsqueeze(1), even, odd), dim=1)
         best = log_p.max(dim=1)
         is_right = ((best.indices == self._place.squeeze(1)) & (self._is_right > 0)).double()
-        logits = torch.logit(best.values.exp(), eps=TINY)
+        terms, start = _curve_terms(best.values.exp()), torch.tensor(IDENTITY, dtype=torch.float64)
 
         def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
             free = torch.tensor(values, requires_grad=True)
-            losses = F.binary_cross_entropy_with_logits(free[0] * logits + free[1], is_right, reduction="none")
-            pull = ((free[0] - 1.0).square() + free[1].square()) / len(logits)  # the weight of one row
+            losses = F.binary_cross_entropy_with_logits(terms @ free, is_right, reduction="none")
+            pull = (free - start).square().sum() / len(terms)  # the weight of one row
             loss = (losses * self.row_weights).sum() + pull
             (gradient,) = torch.autograd.grad(loss, free)
             return float(loss.detach()), gradient.numpy()
 
-        bounds = [(0.1, 3.0), (-3.0, 3.0)]
-        slope, intercept = minimize(loss_and_gradient, [1.0, 0.0], jac=True, bounds=bounds, method="L-BFGS-B").x
-        return float(slope), float(intercept)
+        bounds = [(0.1, 3.0), (0.1, 3.0), (-3.0, 3.0)]
+        first, second, constant = minimize(loss_and_gradient, IDENTITY, jac=True, bounds=bounds, method="L-BFGS-B").x
+        return float(first), float(second), float(constant)
 
     def loss(self, values: Tensor) -> float:
         """Return the cross entropy of given log weights and offsets [R + K]."""
@@ -168,6 +168,12 @@ class _Calibration:
         right = log_p.gather(1, self._place).squeeze(1).masked_fill(self._is_right == 0, 0.0)
         share = self._is_right * (1.0 - SMOOTHING)
         return -(share * right + (1.0 - share) * mean)
+
+
+def _curve_terms(probabilities: Tensor) -> Tensor:
+    """Return (log p, −log(1 − p), 1) [N, 3] of probabilities [N]."""
+    p = probabilities.double().clamp(TINY, 1.0 - TINY)
+    return torch.stack([p.log(), -torch.log1p(-p), torch.ones_like(p)], dim=1)
 
 
 def _spread(scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.features.random_features import FrozenFeatures
-from continual.routing.calibration import fit_calibration, recalibrate
+from continual.routing.calibration import IDENTITY, fit_calibration, recalibrate
 from continual.routing.candidates import EXHAUSTIVE_CLASSES, CandidateIndex, build_index
 from continual.routing.held_out import (
     Features,
@@ -58,8 +58,7 @@ class Router:
         rules: R rules.
         weights: R weights w of the rules' scores.
         offsets: Offsets b [K] of the tasks.
-        slope: Slope of the confidence.
-        intercept: Intercept of the confidence.
+        curve: Coefficients of the confidence; see `continual.routing.calibration`.
         scale: Mean and standard deviation [R, 2] of each rule's familiarity on held-out rows.
         candidates: How many tasks' deltas are queried where the likeliest has a probability below `margin`.
         margin: A probability; 0 where no delta needs to be queried.
@@ -76,8 +75,7 @@ class Router:
     rules: tuple[RoutingRule, ...]
     weights: tuple[float, ...]
     offsets: Tensor
-    slope: float
-    intercept: float
+    curve: tuple[float, float, float]
     scale: Tensor
     candidates: int
     margin: float
@@ -127,7 +125,7 @@ class Router:
 
     def confidence(self, log_p: Tensor) -> Tensor:
         """Return calibrated log-probabilities [N, K] from those of tasks [N, K]; their order in a row is the same."""
-        return recalibrate(log_p, slope=self.slope, intercept=self.intercept)
+        return recalibrate(log_p, curve=self.curve)
 
     def familiarity(self, frozen: FrozenFeatures) -> Tensor:
         """Compute how much each of N inputs resembles the tasks' rows [N], from frozen features alone."""
@@ -209,8 +207,7 @@ def calibrate(totals: AccumulatedMoments, rows: HeldOutRows, *, features: Featur
         rules=tuple(rules),
         weights=tuple(fitted.weights),
         offsets=fitted.offsets,
-        slope=fitted.slope,
-        intercept=fitted.intercept,
+        curve=fitted.curve,
         scale=scale,
         candidates=candidates,
         margin=margin,
@@ -232,8 +229,7 @@ def _uncalibrated(
         rules=tuple(rules),
         weights=(1.0,) * len(rules),
         offsets=torch.zeros(len(tasks)),
-        slope=1.0,
-        intercept=0.0,
+        curve=IDENTITY,
         scale=torch.tensor([[0.0, 1.0]]).expand(len(rules), 2),
         candidates=1,
         margin=0.0,

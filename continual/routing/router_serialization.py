@@ -15,7 +15,7 @@ from registry.errors import BlobError
 
 _RULES: dict[str, type[Ridge] | type[Mahalanobis]] = {"ridge": Ridge, "mahalanobis": Mahalanobis}
 _TENSORS = ("offsets", "scale", "familiarity_levels", "level_weights", "level_tasks", "task_of_class")
-_VALUES = ("tasks", "features", "weights", "slope", "intercept", "candidates", "margin")  # JSON keeps every float
+_VALUES = ("tasks", "features", "weights", "curve", "candidates", "margin")  # JSON keeps every float
 
 
 def router_to_bytes(router: Router) -> bytes | None:
@@ -56,8 +56,7 @@ def router_from_bytes(data: bytes) -> Router:
             features=values["features"],
             rules=tuple(rules),
             weights=tuple(values["weights"]),
-            slope=values["slope"],
-            intercept=values["intercept"],
+            curve=tuple(values["curve"]),
             candidates=values["candidates"],
             margin=values["margin"],
             index=CandidateIndex(**index) if index else None,
