@@ -4,7 +4,7 @@
 
 The tasks are those of `docstring_modules`; FOLDER holds the installed packages and, once computed, the frozen features.
 For each size: routing accuracy on the test rows of the first tasks, and the ceiling, which is the accuracy of a softmax
-regression that is trained on the train rows of these tasks all at once; the expected calibration error in 15 bins; the
+regression that is trained on the rows of these tasks all at once; the expected calibration error in 15 bins; the
 share of test rows below the threshold of abstention; milliseconds per input of the router and of the backbone, batches
 of 256 in turns; megabytes of the stored router and of its sums; seconds to add one task and build the router, and to
 open a stored one. For `--filled`, mixtures of two tasks' classes are added up to that number, to measure time and
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from continual.backbones.backbone import Backbone, load_backbone
 from continual.features.pooling import encode
@@ -36,12 +35,12 @@ from continual.routing.moments import ClassMeans
 from continual.routing.router import build_from_sums
 from continual.routing.router_serialization import router_from_bytes, router_to_bytes
 from continual.routing.router_sums import RouterSums
+from tests.benchmarks.ceiling import LabelledRows, joint_accuracy
 from tests.benchmarks.docstring_modules import ModuleTask, corpus_digest, install_packages, module_tasks
 from tests.benchmarks.routing import calibration_error
 from tests.benchmarks.run_log import quieten, say
 
 SIZES, BATCH, REPEATS, CHUNK = (64, 256, 257, 1000), 256, 15, 4096
-EPOCHS, RATES, DECAYS = 12, (3e-3,), (0.0, 1e-4)
 MAX_LENGTH = 64
 
 
@@ -154,46 +153,9 @@ def measure(corpus: Corpus, backbone: Backbone, sums: RouterSums, router: Router
 
 
 def ceiling(corpus: Corpus, count: int) -> float:
-    """Return the accuracy of a softmax regression on the train rows of all tasks at once.
-
-    Its weight decay is chosen on validation rows. Products are taken in bfloat16, with single-precision weights.
-    """
-    train, train_tasks = corpus.split_rows(count, 0)
-    scores = []
-    for decay in DECAYS:
-        torch.manual_seed(0)
-        weight = torch.zeros(count, corpus.features.shape[1], requires_grad=True)
-        bias = torch.zeros(count, requires_grad=True)
-        optimizer = torch.optim.AdamW([weight, bias], lr=RATES[0], weight_decay=decay)
-        steps = EPOCHS * -(-len(train) // BATCH)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
-        centre, scale = _moments(corpus, train)
-        for _ in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(train)), BATCH):
-                x = (corpus.rows(train[rows.numpy()]) - centre) / scale
-                logits = (x.bfloat16() @ weight.bfloat16().T).float() + bias
-                loss = F.cross_entropy(logits, train_tasks[rows], label_smoothing=0.05)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        accuracies = []
-        for split in (1, 2):
-            places, truth = corpus.split_rows(count, split)
-            with torch.no_grad():
-                chosen = [
-                    (((corpus.rows(part) - centre) / scale) @ weight.T + bias).argmax(dim=1)  # type: ignore[arg-type]
-                    for part in np.array_split(places, -(-len(places) // CHUNK))
-                ]
-            accuracies.append(float((torch.cat(chosen) == truth).double().mean()))
-        scores.append(tuple(accuracies))
-        say(f"ceiling at {count}: decay {decay}, validation {accuracies[0]:.4f}")
-    return max(scores)[1]
-
-
-def _moments(corpus: Corpus, places: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
-    rows = corpus.rows(places[:: max(len(places) // CHUNK, 1)])  # type: ignore[arg-type]
-    return rows.mean(dim=0), rows.std(dim=0).clamp_min(1e-3) * rows.shape[1] ** 0.5
+    """Return what `joint_accuracy` reaches on the first `count` tasks."""
+    train, validation, test = (LabelledRows(*corpus.split_rows(count, split)) for split in range(3))
+    return joint_accuracy(corpus.features, train, validation, test, count=count)
 
 
 def _frozen(corpus: Corpus, places: np.ndarray[Any, Any]) -> FrozenFeatures:
