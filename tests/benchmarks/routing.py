@@ -3,8 +3,8 @@
     continual run STREAM.yaml --home HOME
     python -m tests.benchmarks.routing STREAM.yaml --home HOME [--strange FILE] > routing.json
 
-Predicts the stream's test rows by `Predictor` without abstention: routing accuracy, and the ceiling, which is that of a
-softmax regression on the rows of all tasks at once; right task and right
+Predicts the stream's test rows by `Predictor` without abstention: routing accuracy, and that of a softmax
+regression on the rows of all tasks at once; right task and right
 label, and their ratio to the same with the task given; the expected calibration error of the confidence, in 15 bins;
 the pairs of tasks confused. FILE holds rows `{"text": …}` that belong to none of the tasks: AUROC of the familiarity,
 and the shares of them and of the stream's own rows that are abstained from at the default threshold.
@@ -32,7 +32,7 @@ from continual.learner import Learner
 from continual.routing import Opinion, choose_tasks
 from continual.routing.stored_router import load_router
 from tasks import TaskData, Text, load_stream, read_stream
-from tests.benchmarks.ceiling import LabelledRows, joint_accuracy
+from tests.benchmarks.joint_classifier import LabelledRows, joint_accuracy
 from tests.benchmarks.run_log import quieten
 
 BINS = 15
@@ -70,7 +70,7 @@ def of_stream(stream: Path, home: Path, strange_file: Path | None) -> dict[str, 
             "tasks": len(router.tasks),
             "rows": len(texts),
             "routing_accuracy": float(right.mean()),
-            "ceiling": _ceiling(learner, loaded),
+            "joint_classifier": _joint_classifier(learner, loaded),
             "routed_accuracy": float(both.mean()),
             "oracle_accuracy": float(oracle),
             "routed_to_oracle": float(both.mean() / oracle),
@@ -103,7 +103,7 @@ def calibration_error(sure: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
     return float(sum((bins == b).mean() * abs(sure[bins == b].mean() - right[bins == b].mean()) for b in set(bins)))
 
 
-def _ceiling(learner: Learner, loaded: Sequence[TaskData]) -> float:
+def _joint_classifier(learner: Learner, loaded: Sequence[TaskData]) -> float:
     """Return what `joint_accuracy` reaches on the stream's tasks, on the features that the router reads."""
     splits = [[getattr(data, name) for data in loaded] for name in ("train", "validation", "test")]
     texts = [text for split in splits for rows in split for text in rows.texts]

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.routing_at_scale FOLDER [--sizes 64 256 257 1000] [--filled 10000]
 
 The tasks are those of `docstring_modules`; FOLDER holds the installed packages and, once computed, the frozen features.
-For each size: routing accuracy on the test rows of the first tasks, and the ceiling, which is the accuracy of a softmax
-regression that is trained on the rows of these tasks all at once; the expected calibration error in 15 bins; the
+For each size: routing accuracy on the test rows of the first tasks, and that of a softmax regression
+which is trained on the rows of these tasks all at once; the expected calibration error in 15 bins; the
 share of test rows below the threshold of abstention; milliseconds per input of the router and of the backbone, batches
 of 256 in turns; megabytes of the stored router and of its sums; seconds to add one task and build the router, and to
 open a stored one. For `--filled`, mixtures of two tasks' classes are added up to that number, to measure time and
@@ -35,8 +35,8 @@ from continual.routing.moments import ClassMeans
 from continual.routing.router import build_from_sums
 from continual.routing.router_serialization import router_from_bytes, router_to_bytes
 from continual.routing.router_sums import RouterSums
-from tests.benchmarks.ceiling import LabelledRows, joint_accuracy
 from tests.benchmarks.docstring_modules import ModuleTask, corpus_digest, install_packages, module_tasks
+from tests.benchmarks.joint_classifier import LabelledRows, joint_accuracy
 from tests.benchmarks.routing import calibration_error
 from tests.benchmarks.run_log import quieten, say
 
@@ -152,7 +152,7 @@ def measure(corpus: Corpus, backbone: Backbone, sums: RouterSums, router: Router
     }
 
 
-def ceiling(corpus: Corpus, count: int) -> float:
+def of_joint_classifier(corpus: Corpus, count: int) -> float:
     """Return what `joint_accuracy` reaches on the first `count` tasks."""
     train, validation, test = (LabelledRows(*corpus.split_rows(count, split)) for split in range(3))
     return joint_accuracy(corpus.features, train, validation, test, count=count)
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--filled", type=int, default=0)
-    parser.add_argument("--no-ceiling", action="store_true")
+    parser.add_argument("--no-joint-classifier", action="store_true")
     arguments = parser.parse_args()
     quieten()
     torch.manual_seed(0)
@@ -206,9 +206,9 @@ def main() -> None:
         built = time.perf_counter() - start
         results.append(measure(corpus, backbone, sums, router, size) | {"add_seconds": added + built})
         say(json.dumps(results[-1]))
-    if not arguments.no_ceiling:
+    if not arguments.no_joint_classifier:
         for result in results:
-            result["ceiling"] = ceiling(corpus, result["tasks"])
+            result["joint_classifier"] = of_joint_classifier(corpus, result["tasks"])
     if arguments.filled > number:
         _fill(sums, arguments.filled)
         start = time.perf_counter()

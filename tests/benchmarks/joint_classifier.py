@@ -1,4 +1,4 @@
-"""What a router could reach: a classifier of the task that is trained on the rows of all tasks at once."""
+"""What a classifier of the task reaches that is trained on the rows of all tasks at once, which no router may read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,7 @@ def joint_accuracy(
                     (((_rows(features, part) - centre) / scale) @ weight.T + bias).argmax(dim=1) for part in parts
                 ]
             right.append(float((torch.cat(chosen) == rows.tasks).double().mean()))
-        say(f"ceiling of {count} tasks: decay {decay}, validation {right[0]:.4f}, test {right[1]:.4f}")
+        say(f"joint classifier of {count} tasks: decay {decay}, validation {right[0]:.4f}, test {right[1]:.4f}")
         accuracies.append(tuple(right))
     return max(accuracies)[1]
 
