@@ -115,10 +115,9 @@ def _joint_classifier(learner: Learner, loaded: Sequence[TaskData]) -> float:
     rows, start = [], 0
     for split in splits:
         sizes = torch.tensor([len(of_task.texts) for of_task in split])
-        rows.append(
-            LabelledRows(np.arange(start, start + int(sizes.sum())), torch.arange(len(loaded)).repeat_interleave(sizes))
-        )
-        start += int(sizes.sum())
+        tasks = torch.arange(len(loaded)).repeat_interleave(sizes)
+        rows.append(LabelledRows(np.arange(start, start + len(tasks)), tasks))
+        start += len(tasks)
     return joint_accuracy(features, *rows, count=len(loaded))
 
 

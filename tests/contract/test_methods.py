@@ -46,7 +46,7 @@ def arrangement(request: pytest.FixtureRequest) -> Backbone:
     return backbone_of(request.param)
 
 
-# A family of each trainee, in turn, for what takes a training; `test_every_family_is_trained` has the others.
+# A family of each architecture, in turn, for what takes a training; `test_every_family_is_trained` has the others.
 one_architecture = pytest.mark.parametrize(
     ("family", "method"), [*zip(cycle(("bert", "llama", "t5")), METHODS, strict=False)]
 )

@@ -30,17 +30,16 @@ class FreshPython:
     Args:
         words: The words after `python`.
         cwd: The working directory.
-        env: The environment, of which Python has read its own part before.
     """
 
-    def __init__(self, *words: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *words: object, cwd: Path = ROOT) -> None:
         (its_input, ours), (theirs, its_output) = os.pipe(), os.pipe()
         self.stdin: TextIO = os.fdopen(ours, "w", buffering=1)
         self.stdout: TextIO = os.fdopen(theirs)
         self._stderr = TemporaryFile()  # noqa: SIM115 (closed with this object)
         ends = [Connection(its_input, writable=False), Connection(its_output, readable=False)]
         ends.append(Connection(os.dup(self._stderr.fileno()), readable=False))
-        arguments = ([str(word) for word in words], cwd, dict(os.environ if env is None else env), ends)
+        arguments = ([str(word) for word in words], cwd, dict(os.environ), ends)
         self._process = fresh_processes().Process(target=_run_python, args=arguments)
         self._process.start()
         for end in ends:
@@ -88,22 +87,22 @@ class FreshPython:
         self._process.join()
 
 
-def run_python(*words: object, text: str = "", cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
-    """Return the standard output of `python WORDS` with a standard input; it must succeed."""
-    process = FreshPython(*words, cwd=cwd, env=env)
-    output = process.communicate(text)
+def run_python(*words: object, cwd: Path = ROOT) -> str:
+    """Return the standard output of `python WORDS` without standard input; it must succeed."""
+    process = FreshPython(*words, cwd=cwd)
+    output = process.communicate()
     assert process.poll() == 0, f"{words}: {process.poll()}\n{output}\n{process.stderr}"
     return output
 
 
-def _run_python(words: list[str], cwd: Path, env: Mapping[str, str], ends: list[Connection]) -> None:
+def _run_python(words: list[str], cwd: Path, environment: Mapping[str, str], ends: list[Connection]) -> None:
     for number, end in enumerate(ends):
         os.dup2(end.fileno(), number)
         end.close()
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(environment)  # what Python and the libraries read when they were started is not read again
     how, what, *sys.argv[1:] = words
     sys.argv[0] = how if how == "-c" else what
     try:
