@@ -23,7 +23,7 @@ from continual.generation.key_values import KeyValues, join
 from continual.generation.passes import end_tokens, read_on, read_prompts, write_tokens
 from continual.generation.prefix_cache import PrefixCache
 from continual.generation.prompts import EngineLimits, Generated, Progress, Prompt
-from continual.generation.sampling import TokenLogProbs, TokenSampler, choose_tokens, token_log_probs
+from continual.generation.sampling import Ids, TokenLogProbs, TokenSampler, choose_tokens, token_log_probs
 from continual.generation.text_stream import TextStream
 
 BatchBuilder = Callable[[Sequence[str]], tuple[Sequence[int], Delta | MixedBatch | None]]
@@ -48,6 +48,12 @@ class _Row:
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     reported: int = 0  # of the log probabilities
     is_done: bool = False
+    begun: KeyValues | None = None  # the part of a long prompt that has been read
+
+    @property
+    def ids(self) -> Ids:
+        """Tokens of the prompt and of the answer so far."""
+        return *self.prompt.ids, *self.written
 
     @property
     def tokens(self) -> int:
@@ -219,10 +225,10 @@ class Engine:
         if not self._waiting or self._max_rows - self.active < min(self._limits.min_joining, len(self._waiting)):
             return []
         group, rows, skipped_rows = self._waiting[0].group, list[_Row](), list[_Row]()
-        is_begun = self._shared_length(self._waiting[0]) > 0
+        is_begun = self._begun_length(self._waiting[0]) > 0
         while self._waiting and len(skipped_rows) < self._limits.rows:
             row = self._waiting.popleft()
-            if row.group != group or (self._shared_length(row) > 0) != is_begun:
+            if row.group != group or (self._begun_length(row) > 0) != is_begun:
                 skipped_rows.append(row)
             elif self._fits([*rows, row]):
                 rows.append(row)
@@ -241,7 +247,7 @@ class Engine:
         batch = self._batches.get(joining[0].group)
         rows = [*joining, *(batch.alive_rows if batch else ())]
         tokens = len(rows) * (max(row.tokens for row in rows) + 1)
-        other_tokens = sum(other_batch.tokens for other_batch in self._batches.values() if other_batch is not batch)
+        other_tokens = self._tokens_beside(batch)
         return self.active + len(joining) <= 1 or (
             self.active + len(joining) <= self._max_rows
             and tokens + other_tokens <= self._limits.tokens
@@ -249,43 +255,57 @@ class Engine:
         )
 
     def _read(self, rows: list[_Row]) -> None:
-        """Read the prompts of rows, choose their first tokens, and let them join the batch of their group."""
+        """Read the prompts of rows, choose their first tokens, and let them join the batch of their group.
+
+        Of a prompt that is longer than what is read in one step, which comes alone, only the next part is read.
+        """
         self.pause()  # deltas that join may take the place of others on the device
         order, edits = self._build_batch([row.prompt.delta for row in rows])
         self._leave_out(rows, order)
         rows = [rows[index] for index in order]
         if not rows:
             return
-        shared = [self._shared_length(row) for row in rows]
-        with attached(self._backbone, edits, continued=any(shared)):
-            logits, key_values = self._read_on(rows, shared) if any(shared) else self._read_whole(rows)
+        begun = [self._begun_length(row) for row in rows]
+        with attached(self._backbone, edits, continued=any(begun)):
+            logits, key_values = self._read_on(rows, begun) if any(begun) else self._read_beginnings(rows)
+        is_part = self._is_causal and begun[0] + self._limits.read_tokens < len(rows[0].ids)
+        for index, row in enumerate(rows):
+            row.begun, prompt = key_values if is_part else None, row.prompt
+            if self._is_causal and not is_part:
+                self._prefixes.update(prompt.delta, prompt.ids, key_values, index, soft_tokens=prompt.soft_tokens)
+        if is_part:
+            self._waiting.extendleft(rows)
+            return
         self._append(rows, logits)
         group, new = rows[0].group, _Batch(rows, key_values)
         self._arrange(group, [self._batches[group], new] if group in self._batches else [new])
 
-    def _shared_length(self, row: _Row) -> int:
-        """Return how many tokens of a prompt are in the cache of beginnings."""
-        causal = self._backbone.architecture == "causal"
-        return self._prefixes.shared_length(row.prompt.delta, row.prompt.ids) if causal else 0
+    @property
+    def _is_causal(self) -> bool:
+        return self._backbone.architecture == "causal"
 
-    def _read_whole(self, rows: Sequence[_Row]) -> tuple[Tensor, KeyValues]:
-        logits, key_values = read_prompts(
-            self._backbone,
-            [row.prompt.ids for row in rows],
-            [tuple(row.written) for row in rows],
-            [row.prompt.soft_tokens for row in rows],
-        )
-        if self._backbone.architecture == "causal":
-            for index, row in enumerate(rows):
-                prompt = row.prompt
-                self._prefixes.update(prompt.delta, prompt.ids, key_values, index, soft_tokens=prompt.soft_tokens)
-        return logits, key_values
+    def _begun_length(self, row: _Row) -> int:
+        """Return how many tokens of a row have been read: of itself, or of a prompt with the same beginning."""
+        if row.begun is not None:
+            return row.begun.width - row.prompt.soft_tokens
+        return self._prefixes.shared_length(row.prompt.delta, row.prompt.ids) if self._is_causal else 0
 
-    def _read_on(self, rows: Sequence[_Row], shared: Sequence[int]) -> tuple[Tensor, KeyValues]:
-        """Read prompts whose beginnings are in the cache."""
-        begun = [self._prefixes.take(row.prompt.delta, length) for row, length in zip(rows, shared, strict=True)]
-        texts = [(*row.prompt.ids[length:], *row.written) for row, length in zip(rows, shared, strict=True)]
-        return read_on(self._backbone, texts, join([(each, [0]) for each in begun], range(len(rows))))
+    def _read_beginnings(self, rows: Sequence[_Row]) -> tuple[Tensor, KeyValues]:
+        soft_tokens = [row.prompt.soft_tokens for row in rows]
+        if self._is_causal:
+            texts = [row.ids[: self._limits.read_tokens] for row in rows]
+            return read_prompts(self._backbone, texts, [()] * len(rows), soft_tokens)
+        prompts, written = [row.prompt.ids for row in rows], [tuple(row.written) for row in rows]
+        return read_prompts(self._backbone, prompts, written, soft_tokens)
+
+    def _read_on(self, rows: Sequence[_Row], begun: Sequence[int]) -> tuple[Tensor, KeyValues]:
+        """Read on where so many tokens of each row have been read."""
+        ends = [length + self._limits.read_tokens for length in begun]
+        texts = [row.ids[length:end] for row, length, end in zip(rows, begun, ends, strict=True)]
+        parts = [
+            row.begun or self._prefixes.take(row.prompt.delta, length) for row, length in zip(rows, begun, strict=True)
+        ]
+        return read_on(self._backbone, texts, join([(part, [0]) for part in parts], range(len(rows))))
 
     def _arrange(self, group: str, parts: Sequence[_Batch]) -> None:
         """Make the unfinished rows of some batches the one batch of their group, with their deltas attached."""
@@ -324,14 +344,18 @@ class Engine:
 
     def _take_back(self, batch: _Batch) -> bool:
         """Let the last rows wait again where one more token of each would exceed the limit; return whether any do."""
-        other_tokens = sum(other_batch.tokens for other_batch in self._batches.values() if other_batch is not batch)
         alive = batch.alive_rows
         column = batch.tokens // len(batch.rows) + 1
-        count = max((self._limits.tokens - other_tokens) // column, 1)
+        count = max((self._limits.tokens - self._tokens_beside(batch)) // column, 1)
         leaving = alive[count:]
         self._waiting.extendleft(reversed(leaving))
         batch.rows = [replace(row, is_done=True) if row in leaving else row for row in batch.rows]
         return bool(leaving)
+
+    def _tokens_beside(self, batch: _Batch | None) -> int:
+        """Return the columns of other batches, and of prompts that are read in parts."""
+        batches = sum(other.tokens for other in self._batches.values() if other is not batch)
+        return batches + sum(row.begun.width for row in self._waiting if row.begun is not None)
 
     def _append(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Append the next token to the rows that are not finished."""
@@ -353,6 +377,8 @@ class Engine:
         """Let unfinished rows wait again after memory ended, and write fewer at once; a row alone fails."""
         self._prefixes = PrefixCache()
         rows = [row for row in rows if not row.is_done]
+        for row in (*rows, *self._waiting):
+            row.begun = None
         active = self.active + len(rows)
         if active == len(rows) == 1:
             reason = f"memory ends with one row of {rows[0].tokens} tokens ({str(error).splitlines()[0]})"

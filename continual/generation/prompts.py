@@ -19,7 +19,8 @@ class EngineLimits:
     Attributes:
         rows: Rows that are written at once.
         tokens: Columns of the cache, of all rows together.
-        read_tokens: Tokens of the prompts that are read in one step; a longer prompt is read alone.
+        read_tokens: Tokens of the prompts that are read in one step. A longer prompt is read alone and, without an
+            encoder, in parts of so many, between which others are written.
         deltas: Deltas of one batch.
         min_joining: Rows that wait until so many can join together, unless fewer are left; 1 where the time to the
             first token counts, more where only the time to the last one does.

@@ -13,7 +13,8 @@ writes the same number of tokens behind each of the same prompts, the end token 
 LoRA has rank 8. Variants are timed in turn, in one process; given are tokens per second and per CPU
 second (medians), the share of `plain`'s speed in the same round (median), and the peak of memory over the loaded model
 in a process of its own. `waiting`: a server of the plain backbone over HTTP, in streams: seconds to the first token of
-one client and, the mean and the worst, of four at once; seconds of an embedding alone, and behind 16 prompts.
+one client and, the mean and the worst, of four at once; seconds of an embedding alone, and behind 16 prompts; seconds
+to the first token of a prompt of a thousand tokens alone, and the longest pause that it causes in another answer.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
@@ -53,6 +55,7 @@ TEXTS = (
     "List three things that a cat does before it sleeps.",
     "The council voted on Monday to close the old bridge for a year, since its piers are no longer safe. Summarise it.",
 )
+LONG_TEXT = " ".join(TEXTS * 13)  # a thousand tokens
 RANK = 8
 Variant = Callable[[], Any]
 
@@ -197,16 +200,14 @@ def waiting(backbone: Backbone) -> dict[str, float]:
         app = create_app(ChampionServer(backbone, registry))
         with running_app(app) as url, httpx.Client(base_url=url, timeout=600) as client:
 
-            def first_token(text: str) -> float:
+            def event_seconds(text: str, tokens: int = 32) -> list[float]:
                 start = time.perf_counter()
-                body = {"model": backbone.name, "prompt": text, "max_tokens": 32, "stream": True}
+                body = {"model": backbone.name, "prompt": text, "max_tokens": tokens, "stream": True}
                 with client.stream("POST", "/v1/completions", json=body) as response:
-                    lines = response.iter_lines()
-                    next(lines)
-                    seconds = time.perf_counter() - start
-                    for _ in lines:
-                        pass
-                return seconds
+                    return [time.perf_counter() - start for line in response.iter_lines() if line]
+
+            def first_token(text: str) -> float:
+                return event_seconds(text)[0]
 
             def embedding() -> float:
                 start = time.perf_counter()
@@ -225,12 +226,19 @@ def waiting(backbone: Backbone) -> dict[str, float]:
                 behind = [embedding() for _ in range(3)]
                 for prompt in prompts:
                     prompt.result()
+                long_alone = first_token(LONG_TEXT)
+                answer = threads.submit(event_seconds, TEXTS[0], 96)
+                threading.Event().wait(0.5)
+                first_token(f"Once more: {LONG_TEXT}")  # another beginning, so that all of it is read
+                pauses = [after - before for before, after in pairwise(answer.result())]
     return {
         "first_token_one_client": fmean(one),
         "first_token_four_clients": fmean(four),
         "first_token_four_clients_worst": max(four),
         "embedding_alone": median(alone),
         "embedding_behind_16_prompts": max(behind),
+        "first_token_long_prompt": long_alone,
+        "longest_pause_beside_long_prompt": max(pauses),
     }
 
 

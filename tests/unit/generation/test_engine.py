@@ -102,6 +102,53 @@ def test_the_common_beginning_of_prompts_is_read_once(
     assert max(read) < len(prompts[0])
 
 
+@pytest.mark.parametrize("method", [None, "prompt", "prefix"])
+def test_a_long_prompt_is_read_in_parts_between_which_others_are_written(
+    writer: Backbone, method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, calls = None if method is None else perturbed_delta(writer, method), list[int]()
+
+    def recorded_read(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> tuple[Tensor, KeyValues]:
+        calls.append(max(map(len, texts)))
+        return read_on(backbone, texts, key_values)
+
+    def recorded_write(backbone: Backbone, tokens: Sequence[int], key_values: KeyValues) -> Tensor:
+        calls.append(0)
+        return write_tokens(backbone, tokens, key_values)
+
+    monkeypatch.setattr("continual.generation.engine.read_on", recorded_read)
+    monkeypatch.setattr("continual.generation.engine.write_tokens", recorded_write)
+    prompts = prompt_ids(writer, ["one", TEXTS[1], "wave"])
+    limits = EngineLimits(read_tokens=2)
+    assert write(writer, delta, prompts, max_new_tokens=LONGEST, limits=limits) == [
+        reference(writer, delta, ids, max_new_tokens=LONGEST) for ids in prompts
+    ]
+    parts = [length for length in calls if length]
+    if writer.architecture == "causal":
+        assert sum(parts) == sum(len(ids) - 2 for ids in prompts)
+        assert max(parts) == 2
+        reading = "".join("w" if length == 0 else "r" for length in calls).strip("w")
+        assert "w" in reading, "others are written meanwhile"
+        assert "rrr" not in reading, "they do not wait for more than two parts"
+    else:
+        assert not parts
+
+
+def test_a_prompt_read_in_parts_begins_anew_when_memory_ends(gpt2: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ids,), failures = prompt_ids(gpt2, [" ".join(TEXTS)]), [1]
+
+    def limited(backbone: Backbone, texts: Sequence[Ids], key_values: KeyValues) -> tuple[Tensor, KeyValues]:
+        if failures and key_values.width >= 8:
+            failures.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return read_on(backbone, texts, key_values)
+
+    monkeypatch.setattr("continual.generation.engine.read_on", limited)
+    expected = [reference(gpt2, None, row, max_new_tokens=LONGEST) for row in ((5,), ids)]
+    assert write(gpt2, None, [(5,), ids], max_new_tokens=LONGEST, limits=EngineLimits(read_tokens=4)) == expected
+    assert not failures
+
+
 def test_a_prompt_may_have_an_end_token_of_its_own(gpt2: Backbone) -> None:
     (ids,) = prompt_ids(gpt2, TEXTS[:1])
     whole = reference(gpt2, None, ids, max_new_tokens=9)
