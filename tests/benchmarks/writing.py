@@ -40,6 +40,7 @@ from continual.backbones.backbone import Backbone, load_backbone
 from continual.deltas import Bank, Delta, init_values, method_settings
 from continual.exchange import to_peft
 from continual.generation.engine import Engine
+from continual.generation.passes import end_tokens
 from continual.generation.prompts import EngineLimits
 from continual.generation.sampling import Ids, SamplingSettings
 from continual.kinds.writing import make_prompts
@@ -195,6 +196,7 @@ def speeds(backbone: Backbone, options: dict[str, Any]) -> dict[str, dict[str, f
 
 def waiting(backbone: Backbone) -> dict[str, float]:
     """Measure a server's waiting times over HTTP."""
+    never_ending = {"logit_bias": {str(token): -100 for token in end_tokens(backbone)}}
     with TemporaryDirectory() as home:
         registry = Registry.open(f"sqlite:///{home}/registry.db", f"{home}/blobs")
         app = create_app(ChampionServer(backbone, registry))
@@ -202,7 +204,7 @@ def waiting(backbone: Backbone) -> dict[str, float]:
 
             def event_seconds(text: str, tokens: int = 32) -> list[float]:
                 start = time.perf_counter()
-                body = {"model": backbone.name, "prompt": text, "max_tokens": tokens, "stream": True}
+                body = {"model": backbone.name, "prompt": text, "max_tokens": tokens, "stream": True} | never_ending
                 with client.stream("POST", "/v1/completions", json=body) as response:
                     return [time.perf_counter() - start for line in response.iter_lines() if line]
 
