@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from tasks.errors import DataError, InputError
 from tasks.file_formats import SOURCE_ARGUMENTS
 from tasks.memory import TABLES, MemoryRows, is_table
-from tasks.plugins import closest_match
 from tasks.source_spec import SPLITS, Source, Split
 from tasks.spec import TaskSpec
-from tasks.validation_messages import keyword_message
+from tasks.validation_messages import key_hint, keyword_message
 
 ALLOWED = f"{TABLES}, the path of a file ({', '.join(SOURCE_ARGUMENTS)}), or a datasets.DatasetDict of splits"
 SETTINGS = tuple(name for name in TaskSpec.model_fields if name not in ("name", "source"))
@@ -45,11 +44,8 @@ def task_from_rows(name: str, data: Any, *, validation: Any = None, test: Any = 
     """
     if unknown := settings.keys() - SETTINGS:
         key = min(unknown)
-        match = closest_match(key, SETTINGS)
-        hint = f"did you mean {match!r}? " if match else ""
-        raise InputError(
-            f"task {name!r}: unknown keyword {key!r}; {hint}allowed: {', '.join(('validation', 'test', *SETTINGS))}"
-        )
+        allowed = ", ".join(("validation", "test", *SETTINGS))
+        raise InputError(f"task {name!r}: unknown keyword {key!r}; {key_hint(key, SETTINGS)}allowed: {allowed}")
     source = _source(name, _splits(name, data, validation=validation, test=test))
     try:
         return TaskSpec(name=name, source=source, **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from typing import Any
 
@@ -50,9 +50,18 @@ def keyword_message(error: ValidationError, root: type[BaseModel], *, of: str) -
 def unknown_key_message(key_path: Sequence[int | str], model: type[BaseModel]) -> str:
     """Return a message that the last key of `key_path` is unknown, with the nearest and all allowed keys."""
     allowed = [name for name in model.model_fields if name not in _INTERNAL_FIELDS]
-    match = closest_match(str(key_path[-1]), allowed)
-    hint = f"did you mean {match!r}? " if match else ""
-    return f"unknown key; {hint}allowed: {', '.join(allowed)}"
+    return f"unknown key; {key_hint(str(key_path[-1]), allowed)}allowed: {', '.join(allowed)}"
+
+
+def key_hint(key: str, allowed: Collection[str]) -> str:
+    """Return where an unknown key belongs among the allowed ones, or which of these is near; empty for neither.
+
+    >>> key_hint("epochs", ["budget", "text"])
+    "it belongs in 'budget'; "
+    """
+    section = next((name for name in allowed if name in _MODELS and key in _MODELS[name].model_fields), None)
+    match = closest_match(key, allowed)
+    return f"it belongs in {section!r}; " if section else f"did you mean {match!r}? " if match else ""
 
 
 def dotted_path(key_path: Sequence[int | str]) -> str:

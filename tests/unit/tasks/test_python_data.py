@@ -134,6 +134,7 @@ def without(column: str, value: Any) -> pd.DataFrame:
         ({"train": FRAME, "test": FRAME}, {"test": FRAME}, "test is given twice, also in the dict; give one"),
         ({"test": FRAME}, {}, "there is no train split, only test"),
         (FRAME, {"lable": "label"}, r"unknown keyword 'lable'; did you mean 'label'\? allowed: validation, test, kind"),
+        (FRAME, {"epochs": 1}, r"unknown keyword 'epochs'; it belongs in 'budget'; allowed: validation, test, kind"),
         (FRAME, {"source": "x"}, "unknown keyword 'source'"),
         (FRAME, {"label": None}, "task 'mood': label: a classification task must name the column of its labels"),
         (FRAME, {"budget": {"epocs": 1}}, r"task 'mood': budget\.epocs: unknown key; did you mean 'epochs'\?"),

@@ -134,6 +134,10 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         (STREAM + "    rows: {dev: 3}\n", "rows.dev: input should be 'train', 'validation' or 'test'; got 'dev'"),
         (STREAM + "    rows: {train: 0}\n", "tasks[1].rows.train: input should be greater than or equal to 1; got 0"),
         (STREAM + "    budget: {epoch: 1}\n", "unknown key; did you mean 'epochs'? allowed: epochs, batch_size"),
+        (
+            STREAM + "    max_new_tokens: 9\n",
+            "max_new_tokens: unknown key; it belongs in 'budget'; allowed: name, kind",
+        ),
         (STREAM + "budget: {learning_rate: .nan}\n", "budget.learning_rate: "),
         (STREAM + "budget: {epochs: true}\n", "budget.epochs: should be a number, not true or false; got True"),
         (STREAM + "budget: {learning_rate: yes}\n", "budget.learning_rate: should be a number, not true or false"),
