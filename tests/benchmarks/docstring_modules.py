@@ -39,9 +39,14 @@ class ModuleTask:
     test: Sequence[Row]
 
     @property
+    def splits(self) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row]]:
+        """Train, validation and test rows."""
+        return self.train, self.validation, self.test
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of all splits."""
-        return [*self.train, *self.validation, *self.test]
+        return [row for split in self.splits for row in split]
 
 
 def install_packages(folder: Path) -> None:

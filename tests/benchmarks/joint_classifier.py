@@ -1,6 +1,7 @@
 """What a classifier of the task reaches that is trained on the rows of all tasks at once, which no router may read."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,36 @@ class LabelledRows:
 
     Attributes:
         places: Their places [N] in the matrix.
-        tasks: Numbers [N] of their tasks.
+        classes: Numbers [N] of their classes, of all tasks.
     """
 
     places: np.ndarray[Any, Any]
-    tasks: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
+class SoftmaxRegression:
+    """A softmax regression whose outputs are grouped by task.
+
+    Attributes:
+        centre: Subtracted from the features [M].
+        scale: They are divided by it [M].
+        weight: Weights [K, M].
+        bias: Biases [K].
+        task_of_output: The task [K] of each output.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    task_of_output: Tensor
+
+    def tasks(self, features: Tensor) -> Tensor:
+        """Return the most probable task [N] of features [N, M]; a task is as probable as its outputs together."""
+        logits = (features - self.centre) / self.scale @ self.weight.T + self.bias
+        shares = torch.zeros(len(features), int(self.task_of_output.max()) + 1)
+        return shares.index_add(1, self.task_of_output, logits.softmax(dim=1)).argmax(dim=1)
 
 
 def joint_accuracy(
@@ -34,50 +60,67 @@ def joint_accuracy(
     validation: LabelledRows,
     test: LabelledRows,
     *,
-    count: int,
+    task_of_class: Tensor,
 ) -> float:
-    """Return the test accuracy of a softmax regression on the train rows of all tasks at once.
+    """Return how often a softmax regression on the train rows of all tasks at once finds the task of a test row.
 
-    Its weight decay is chosen on validation rows. Products are taken in bfloat16, with single-precision weights.
+    Whether its outputs are classes or tasks, and its weight decay, are chosen on validation rows.
 
     Args:
         features: Features [N, M] of all rows, in half precision.
         train: Rows to train on.
         validation: Rows to choose on.
         test: Rows to measure.
-        count: The number of tasks.
+        task_of_class: The task [C] of each class.
     """
-    sample = _rows(features, train.places[:: max(len(train.places) // CHUNK, 1)])
+    results = []
+    for outputs, decay in product(("classes", "tasks"), DECAYS):
+        by_class = outputs == "classes"
+        task_of_output = task_of_class if by_class else torch.arange(int(task_of_class.max()) + 1)
+        labels = train.classes if by_class else task_of_class[train.classes]
+        model = _fit(features, train.places, labels, task_of_output, decay=decay)
+        right = tuple(_accuracy(model, features, rows, task_of_class) for rows in (validation, test))
+        say(f"joint classifier of {outputs}: decay {decay}, validation {right[0]:.4f}, test {right[1]:.4f}")
+        results.append(right)
+    return max(results)[1]
+
+
+def _fit(
+    features: np.ndarray[Any, Any],
+    places: np.ndarray[Any, Any],
+    labels: Tensor,
+    task_of_output: Tensor,
+    *,
+    decay: float,
+) -> SoftmaxRegression:
+    """Train on rows at `places` with labels [N]; products are in bfloat16, with single-precision weights."""
+    sample = _rows(features, places[:: max(len(places) // CHUNK, 1)])
     centre, scale = sample.mean(dim=0), sample.std(dim=0).clamp_min(1e-3) * sample.shape[1] ** 0.5
-    steps_per_epoch = -(-len(train.places) // BATCH)
+    torch.manual_seed(0)
+    weight = torch.zeros(len(task_of_output), features.shape[1], requires_grad=True)
+    bias = torch.zeros(len(task_of_output), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=decay)
+    steps_per_epoch = -(-len(places) // BATCH)
     epochs = max(EPOCHS, -(-MIN_STEPS // steps_per_epoch))
-    accuracies = []
-    for decay in DECAYS:
-        torch.manual_seed(0)
-        weight = torch.zeros(count, features.shape[1], requires_grad=True)
-        bias = torch.zeros(count, requires_grad=True)
-        optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=decay)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, epochs * steps_per_epoch)
-        for _ in range(epochs):
-            for batch in torch.split(torch.randperm(len(train.places)), BATCH):
-                x = (_rows(features, train.places[batch.numpy()]) - centre) / scale
-                logits = (x.bfloat16() @ weight.bfloat16().T).float() + bias
-                loss = F.cross_entropy(logits, train.tasks[batch], label_smoothing=LABEL_SMOOTHING)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        right = []
-        for rows in (validation, test):
-            parts = np.array_split(rows.places, -(-len(rows.places) // CHUNK))
-            with torch.no_grad():
-                chosen = [
-                    (((_rows(features, part) - centre) / scale) @ weight.T + bias).argmax(dim=1) for part in parts
-                ]
-            right.append(float((torch.cat(chosen) == rows.tasks).double().mean()))
-        say(f"joint classifier of {count} tasks: decay {decay}, validation {right[0]:.4f}, test {right[1]:.4f}")
-        accuracies.append(tuple(right))
-    return max(accuracies)[1]
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, epochs * steps_per_epoch)
+    for _ in range(epochs):
+        for batch in torch.split(torch.randperm(len(places)), BATCH):
+            x = (_rows(features, places[batch.numpy()]) - centre) / scale
+            logits = (x.bfloat16() @ weight.bfloat16().T).float() + bias
+            loss = F.cross_entropy(logits, labels[batch], label_smoothing=LABEL_SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return SoftmaxRegression(centre, scale, weight.detach(), bias.detach(), task_of_output)
+
+
+def _accuracy(
+    model: SoftmaxRegression, features: np.ndarray[Any, Any], rows: LabelledRows, task_of_class: Tensor
+) -> float:
+    parts = np.array_split(rows.places, -(-len(rows.places) // CHUNK))
+    chosen = torch.cat([model.tasks(_rows(features, part)) for part in parts])
+    return float((chosen == task_of_class[rows.classes]).double().mean())
 
 
 def _rows(features: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> Tensor:

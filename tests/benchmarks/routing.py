@@ -112,13 +112,14 @@ def _joint_classifier(learner: Learner, loaded: Sequence[TaskData]) -> float:
     )
     tokens = tokenize(learner.backbone, texts, max_length=longest)
     features = frozen_features(learner.backbone, tokens).random_features.numpy()
+    labels = [[(i, target) for i, of_task in enumerate(split) for target in of_task.targets] for split in splits]
+    numbers = {label: number for number, label in enumerate(sorted({label for split in labels for label in split}))}
     rows, start = [], 0
-    for split in splits:
-        sizes = torch.tensor([len(of_task.texts) for of_task in split])
-        tasks = torch.arange(len(loaded)).repeat_interleave(sizes)
-        rows.append(LabelledRows(np.arange(start, start + len(tasks)), tasks))
-        start += len(tasks)
-    return joint_accuracy(features, *rows, count=len(loaded))
+    for split_labels in labels:
+        places = np.arange(start, start + len(split_labels))
+        rows.append(LabelledRows(places, torch.tensor([numbers[label] for label in split_labels])))
+        start += len(places)
+    return joint_accuracy(features, *rows, task_of_class=torch.tensor([task for task, _ in numbers]))
 
 
 def _shared(loaded: Sequence[TaskData]) -> set[Any]:

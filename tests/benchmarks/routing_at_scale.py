@@ -61,8 +61,7 @@ class Corpus:
         """The places of each task's train, validation and test rows."""
         places, start = [], 0
         for task in self.tasks:
-            sizes = (len(task.train), len(task.validation), len(task.test))
-            ends = np.cumsum([start, *sizes]).tolist()
+            ends = np.cumsum([start, *map(len, task.splits)]).tolist()
             places.append((slice(*ends[:2]), slice(*ends[1:3]), slice(*ends[2:])))
             start = ends[-1]
         return places
@@ -154,8 +153,14 @@ def measure(corpus: Corpus, backbone: Backbone, sums: RouterSums, router: Router
 
 def of_joint_classifier(corpus: Corpus, count: int) -> float:
     """Return what `joint_accuracy` reaches on the first `count` tasks."""
-    train, validation, test = (LabelledRows(*corpus.split_rows(count, split)) for split in range(3))
-    return joint_accuracy(corpus.features, train, validation, test, count=count)
+    roles = [sorted({role for _, role in task.rows}) for task in corpus.tasks[:count]]
+    numbers = {key: number for number, key in enumerate((i, role) for i, of in enumerate(roles) for role in of)}
+    splits = []
+    for split in range(3):
+        places, _ = corpus.split_rows(count, split)
+        rows = [(i, role) for i, task in enumerate(corpus.tasks[:count]) for _, role in task.splits[split]]
+        splits.append(LabelledRows(places, torch.tensor([numbers[row] for row in rows])))
+    return joint_accuracy(corpus.features, *splits, task_of_class=torch.tensor([task for task, _ in numbers]))
 
 
 def _frozen(corpus: Corpus, places: np.ndarray[Any, Any]) -> FrozenFeatures:
