@@ -6,7 +6,8 @@
 Both use the same rows, batch size, length, precision and type of weights. One epoch each, in turn, in one process,
 after a warm-up round of both; the ratio is the median over rounds. Both train LoRA of rank 8 on query and value. Our
 loop sorts rows by length before batching, so they are padded less; the Trainer pads each batch to its longest row, as
-its default collator does. Of a generation task both learn the target's tokens alone.
+its default collator does. Of a generation task both learn the target's tokens alone. `peak_mib` is the most memory of
+an epoch, of ours with its validation, over what the process held before, the model's weights among it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,6 +46,10 @@ from continual.training.training_run import train
 from continual.transfer.warm_start import from_scratch, initial_delta
 from tasks import load_task, read_stream
 from tests.benchmarks.baselines import RANK, peft_lora
+from tests.benchmarks.peak_memory import with_peak
+
+Epoch = Callable[[], tuple[float, float, float]]
+"""Trains one epoch; returns seconds, the mean loss, and the peak of memory in MiB."""
 
 
 class _Rows(Dataset[dict[str, Any]]):
@@ -65,8 +71,8 @@ class _Rows(Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[float, float]]:
-    """Return a function that trains one epoch by our loop from the closed-form start; its seconds and mean loss."""
+def our_epoch(backbone: Backbone, task: PreparedTask) -> Epoch:
+    """Return a function that trains one epoch by our loop from the closed-form start."""
     start = task.kind.closed_form_start(
         ForwardContext(backbone, None, task.train), ForwardContext(backbone, None, task.validation)
     )
@@ -74,20 +80,21 @@ def our_epoch(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[floa
     delta = initial_delta(backbone, task.kind, from_scratch(start), method="lora", settings=settings, seed=0)
     budget = task.budget.model_copy(update={"epochs": 1})
 
-    def epoch() -> tuple[float, float]:
+    def epoch() -> tuple[float, float, float]:
         rows, validation, metric = task.train, task.validation, task.data.spec.metric
-        result = train(backbone, delta, budget=budget, rows=rows, validation=validation, metric=metric, seed=0)
-        return result.seconds, float(result.curve[-1].loss or 0)
+        work = partial(train, backbone, delta, budget=budget, rows=rows, validation=validation, metric=metric, seed=0)
+        result, peak = with_peak(work)
+        return result.seconds, float(result.curve[-1].loss or 0), peak
 
     return epoch
 
 
-def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[float, float]]:
-    """Return a function that trains one epoch by transformers' Trainer with PEFT's LoRA; its seconds and mean loss."""
+def trainer(backbone: Backbone, task: PreparedTask) -> Epoch:
+    """Return a function that trains one epoch by transformers' Trainer with PEFT's LoRA."""
     assert isinstance(task.train, ClassificationRows | GenerationRows)
     rows = _Rows(task.train)
 
-    def epoch() -> tuple[float, float]:
+    def epoch() -> tuple[float, float, float]:
         source, tokenizer = resolve_source(backbone.name), backbone.tokenizer
         if isinstance(task.train, ClassificationRows):
             network: Any = peft_lora(source, len(task.data.labels)).classifier
@@ -112,11 +119,16 @@ def trainer(backbone: Backbone, task: PreparedTask) -> Callable[[], tuple[float,
             )
             run = Trainer(model=network, args=arguments, train_dataset=rows, data_collator=collator)
             run.remove_callback(PrinterCallback)  # it would print to where the document goes
-            start = time.perf_counter()
-            loss = run.train().training_loss
-            return time.perf_counter() - start, loss
+            (seconds, loss), peak = with_peak(lambda: _timed(run))
+            return seconds, loss, peak
 
     return epoch
+
+
+def _timed(run: Trainer) -> tuple[float, float]:
+    start = time.perf_counter()
+    loss = run.train().training_loss
+    return time.perf_counter() - start, loss
 
 
 def main() -> None:
@@ -151,6 +163,8 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "examples_per_second": {name: arguments.rows / median(r[name][0] for r in rounds) for name in variants},
         "loss": {name: rounds[0][name][1] for name in variants},
+        "peak_mib": {name: median(r[name][2] for r in rounds) for name in variants},
+        "weights_mib": sum(weight.nbytes for weight in backbone.base_module.parameters()) / 2**20,
         "ratio": median(r["peft_trainer"][0] / r["ours"][0] for r in rounds),
         "ratios": [r["peft_trainer"][0] / r["ours"][0] for r in rounds],
     }

@@ -27,7 +27,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,6 +46,7 @@ from continual.kinds.writing import make_prompts
 from continual.serve import ChampionServer, create_app
 from registry import Registry
 from tasks import Method
+from tests.benchmarks.peak_memory import with_peak
 from tests.benchmarks.run_log import quieten, say
 from tests.helpers.live_server import running_app
 
@@ -153,21 +153,11 @@ VARIANTS = ("plain", "none", "one", "tasks", "adapter_names")
 
 
 def peak_memory(name: str, variant: str, options: dict[str, Any]) -> float:
-    """Return MiB of the peak over the loaded model; run in a process of its own, on Linux."""
+    """Return MiB of the peak over the loaded model; run in a process of its own."""
     torch.set_num_threads(options["threads"])
     backbone = load_backbone(name, dtype=options["dtype"])
     variants = WritingVariants(backbone, rows=options["rows"], tokens=options["tokens"], sites=options["sites"])
-    run = getattr(variants, variant)()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    loaded = memory("VmRSS")
-    run()
-    return (memory("VmHWM") - loaded) / 1024
-
-
-def memory(field: str) -> int:
-    """Return KiB of this process by a field of its status."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    return with_peak(getattr(variants, variant)())[1]
 
 
 def speeds(backbone: Backbone, options: dict[str, Any]) -> dict[str, dict[str, float]]:
