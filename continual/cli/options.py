@@ -177,11 +177,12 @@ def print_rows(common: CommonOptions, rows: list[dict[str, Any]], *, title: str,
     """
     from continual.cli.table_layout import print_table, print_text
     from continual.cli.tables import listing
+    from registry import redact
 
     if common.json:
         print_json(rows)
     else:
-        print_text(out, title if rows else f"{title}: none", style="bold")
+        print_text(out, title if rows else f"{title}: none in {redact(common.locations.registry)}", style="bold")
         if rows:
             print_table(out, listing(rows, hidden=hidden))
 
