@@ -274,7 +274,7 @@ class Engine:
             if self._is_causal and not is_part:
                 self._prefixes.update(prompt.delta, prompt.ids, key_values, index, soft_tokens=prompt.soft_tokens)
         if is_part:
-            self._waiting.extendleft(rows)
+            self._waiting.insert(1, rows[0])  # the next one's first token does not wait for all parts
             return
         self._append(rows, logits)
         group, new = rows[0].group, _Batch(rows, key_values)

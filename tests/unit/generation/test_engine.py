@@ -127,11 +127,23 @@ def test_a_long_prompt_is_read_in_parts_between_which_others_are_written(
     if writer.architecture == "causal":
         assert sum(parts) == sum(len(ids) - 2 for ids in prompts)
         assert max(parts) == 2
-        reading = "".join("w" if length == 0 else "r" for length in calls).strip("w")
-        assert "w" in reading, "others are written meanwhile"
+        reading = "".join("w" if length == 0 else "r" for length in calls).lstrip("r").rstrip("w")
+        assert "r" in reading, "others are written meanwhile"
         assert "rrr" not in reading, "they do not wait for more than two parts"
     else:
         assert not parts
+
+
+def test_a_first_token_does_not_wait_for_all_parts_of_another_prompt(gpt2: Backbone) -> None:
+    engine = engine_of(gpt2, None, limits=EngineLimits(read_tokens=4))
+    prompts = prompt_ids(gpt2, [TEXTS[1], "wave", "one"])
+    for number, prompt in enumerate(make_prompts(gpt2, None, prompts, SamplingSettings(1))):
+        engine.add(number, prompt)
+    answers = finish(engine)
+    assert [*answers] == [1, 2, 0]
+    assert [answers[number].ids for number in range(3)] == [
+        reference(gpt2, None, ids, max_new_tokens=1) for ids in prompts
+    ]
 
 
 def test_a_prompt_read_in_parts_begins_anew_when_memory_ends(gpt2: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
