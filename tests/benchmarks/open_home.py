@@ -33,7 +33,7 @@ def learn(learner: Learner, task: ModuleTask) -> None:
         [{"text": text, "label": role} for text, role in rows] for rows in (task.train, task.validation, task.test)
     )
     learner.learn(
-        task.name,
+        _name(task),
         train,
         validation=validation,
         test=test,
@@ -42,6 +42,10 @@ def learn(learner: Learner, task: ModuleTask) -> None:
         warm_start="scratch",
         budget={"epochs": 0, "max_length": 64},
     )
+
+
+def _name(task: ModuleTask) -> str:
+    return task.name.lstrip("_")  # a task's name begins with a letter or digit
 
 
 def seconds(code: str, *arguments: str) -> float:
@@ -64,7 +68,7 @@ def main() -> None:
     with Learner.open("minilm", home, device="cpu") as learner:
         learned = {str(row["task"]) for row in learner.registry.deltas()}
         for task in module_tasks(folder)[: arguments.tasks]:
-            if task.name not in learned:
+            if _name(task) not in learned:
                 learn(learner, task)
         say(f"{len(learner.registry.champions(learner.backbone.fingerprint))} tasks are learned")
     first = seconds(ANSWER, str(home))  # makes the router
