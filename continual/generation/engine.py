@@ -48,7 +48,7 @@ class _Row:
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     reported: int = 0  # of the log probabilities
     is_done: bool = False
-    begun: KeyValues | None = None  # the part of a long prompt that has been read
+    part: KeyValues | None = None  # the cache of the part of a long prompt that has been read
 
     @property
     def ids(self) -> Ids:
@@ -224,18 +224,18 @@ class Engine:
         """Take the waiting rows that are read in this step: of one group, within the limits."""
         if not self._waiting or self._max_rows - self.active < min(self._limits.min_joining, len(self._waiting)):
             return []
-        group, rows, skipped_rows = self._waiting[0].group, list[_Row](), list[_Row]()
-        is_begun = self._begun_length(self._waiting[0]) > 0
-        while self._waiting and len(skipped_rows) < self._limits.rows:
-            row = self._waiting.popleft()
-            if row.group != group or (self._begun_length(row) > 0) != is_begun:
-                skipped_rows.append(row)
+        group, is_cached = self._waiting[0].group, self._cached_length(self._waiting[0]) > 0
+        rows, skipped = list[_Row](), 0
+        for row in self._waiting:
+            if row.group != group or (self._cached_length(row) > 0) != is_cached:
+                skipped += 1
             elif self._fits([*rows, row]):
                 rows.append(row)
             else:
-                self._waiting.appendleft(row)
                 break
-        self._waiting.extendleft(reversed(skipped_rows))
+            if skipped == self._limits.rows:
+                break
+        self._waiting = deque(row for row in self._waiting if row not in rows)
         return rows
 
     def _fits(self, joining: Sequence[_Row]) -> bool:
@@ -247,7 +247,7 @@ class Engine:
         batch = self._batches.get(joining[0].group)
         rows = [*joining, *(batch.alive_rows if batch else ())]
         tokens = len(rows) * (max(row.tokens for row in rows) + 1)
-        other_tokens = self._tokens_beside(batch)
+        other_tokens = self._tokens_beside(batch, joining)
         return self.active + len(joining) <= 1 or (
             self.active + len(joining) <= self._max_rows
             and tokens + other_tokens <= self._limits.tokens
@@ -265,12 +265,12 @@ class Engine:
         rows = [rows[index] for index in order]
         if not rows:
             return
-        begun = [self._begun_length(row) for row in rows]
-        with attached(self._backbone, edits, continued=any(begun)):
-            logits, key_values = self._read_on(rows, begun) if any(begun) else self._read_beginnings(rows)
-        is_part = self._is_causal and begun[0] + self._limits.read_tokens < len(rows[0].ids)
+        cached = [self._cached_length(row) for row in rows]
+        with attached(self._backbone, edits, continued=any(cached)):
+            logits, key_values = self._read_on(rows, cached) if any(cached) else self._read_beginnings(rows)
+        is_part = self._is_causal and cached[0] + self._limits.read_tokens < len(rows[0].ids)
         for index, row in enumerate(rows):
-            row.begun, prompt = key_values if is_part else None, row.prompt
+            row.part, prompt = key_values if is_part else None, row.prompt
             if self._is_causal and not is_part:
                 self._prefixes.update(prompt.delta, prompt.ids, key_values, index, soft_tokens=prompt.soft_tokens)
         if is_part:
@@ -284,10 +284,10 @@ class Engine:
     def _is_causal(self) -> bool:
         return self._backbone.architecture == "causal"
 
-    def _begun_length(self, row: _Row) -> int:
+    def _cached_length(self, row: _Row) -> int:
         """Return how many tokens of a row have been read: of itself, or of a prompt with the same beginning."""
-        if row.begun is not None:
-            return row.begun.width - row.prompt.soft_tokens
+        if row.part is not None:
+            return row.part.width - row.prompt.soft_tokens
         return self._prefixes.shared_length(row.prompt.delta, row.prompt.ids) if self._is_causal else 0
 
     def _read_beginnings(self, rows: Sequence[_Row]) -> tuple[Tensor, KeyValues]:
@@ -298,12 +298,12 @@ class Engine:
         prompts, written = [row.prompt.ids for row in rows], [tuple(row.written) for row in rows]
         return read_prompts(self._backbone, prompts, written, soft_tokens)
 
-    def _read_on(self, rows: Sequence[_Row], begun: Sequence[int]) -> tuple[Tensor, KeyValues]:
+    def _read_on(self, rows: Sequence[_Row], cached: Sequence[int]) -> tuple[Tensor, KeyValues]:
         """Read on where so many tokens of each row have been read."""
-        ends = [length + self._limits.read_tokens for length in begun]
-        texts = [row.ids[length:end] for row, length, end in zip(rows, begun, ends, strict=True)]
+        ends = [length + self._limits.read_tokens for length in cached]
+        texts = [row.ids[length:end] for row, length, end in zip(rows, cached, ends, strict=True)]
         parts = [
-            row.begun or self._prefixes.take(row.prompt.delta, length) for row, length in zip(rows, begun, strict=True)
+            row.part or self._prefixes.take(row.prompt.delta, length) for row, length in zip(rows, cached, strict=True)
         ]
         return read_on(self._backbone, texts, join([(part, [0]) for part in parts], range(len(rows))))
 
@@ -352,10 +352,10 @@ class Engine:
         batch.rows = [replace(row, is_done=True) if row in leaving else row for row in batch.rows]
         return bool(leaving)
 
-    def _tokens_beside(self, batch: _Batch | None) -> int:
-        """Return the columns of other batches, and of prompts that are read in parts."""
-        batches = sum(other.tokens for other in self._batches.values() if other is not batch)
-        return batches + sum(row.begun.width for row in self._waiting if row.begun is not None)
+    def _tokens_beside(self, batch: _Batch | None, joining: Sequence[_Row] = ()) -> int:
+        """Return the columns of the batches but one, and of what has been read of prompts that do not join now."""
+        batches = sum(candidate.tokens for candidate in self._batches.values() if candidate is not batch)
+        return batches + sum(row.part.width for row in self._waiting if row.part is not None and row not in joining)
 
     def _append(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Append the next token to the rows that are not finished."""
@@ -378,7 +378,7 @@ class Engine:
         self._prefixes = PrefixCache()
         rows = [row for row in rows if not row.is_done]
         for row in (*rows, *self._waiting):
-            row.begun = None
+            row.part = None
         active = self.active + len(rows)
         if active == len(rows) == 1:
             reason = f"memory ends with one row of {rows[0].tokens} tokens ({str(error).splitlines()[0]})"

@@ -73,7 +73,7 @@ def joint_accuracy(
         task_of_class: The task [C] of each class.
     """
     results = []
-    for by_class in (True, False):
+    for by_class in (False, True):
         task_of_output = task_of_class if by_class else torch.arange(int(task_of_class.max()) + 1)
         labels = train.classes if by_class else task_of_class[train.classes]
         model = _fit(features, train.places, labels, task_of_output)
@@ -81,7 +81,7 @@ def joint_accuracy(
         outputs = "classes" if by_class else "tasks"
         say(f"joint classifier of {outputs}: validation {right[0]:.4f}, test {right[1]:.4f}")
         results.append(right)
-    return max(results)[1]
+    return max(results, key=lambda right: right[0])[1]
 
 
 def _fit(
